@@ -1,0 +1,60 @@
+"""Banks: what a frozen network gives for every view of every sample, computed once and memory-mapped."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tlkd import progress, store
+from tlkd.batches import Pixels, Source, chunks
+
+VERSION = 1
+BATCH = {"cpu": 64, "cuda": 512}
+
+
+@dataclass(frozen=True)
+class Bank:
+    """A published bank."""
+
+    artifact: store.Artifact
+
+    @cached_property
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        """`[view, sample, width]` of each split, memory-mapped: train in all its views, dev and test in the identity."""
+        # Copy-on-write rather than read-only, since torch warns of arrays that it could write to and must not.
+        return {path.stem: np.load(path, mmap_mode="c") for path in sorted(self.artifact.path.glob("*.npy"))}
+
+
+def build(cache: Path, kind: str, made_from: Mapping[str, Any], inputs: Mapping[str, str], width: int,
+          sources: Mapping[str, tuple[Source, int, int]], forward: Callable[[Tensor], Tensor], what: str) -> Bank:
+    """The bank of `forward` over `sources`, out of the cache or made now.
+
+    `sources` gives for each split (source, number of views, number of samples); `what` is the progress bar's text.
+    Raw outputs are kept in float32: logits, not probabilities, so that the temperature stays free.
+    """
+    def fill(folder: Path) -> dict[str, Any]:
+        for split, (source, views, count) in sources.items():
+            array = store.allocate(folder / f"{split}.npy", (views, count, width), np.float32)
+            write(array, source, forward, f"{what} ({split})")
+            array.flush()
+        return {"splits": {split: [views, count, width] for split, (_, views, count) in sources.items()},
+                "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+    return Bank(store.get(cache, kind, VERSION, dict(made_from), inputs, fill))
+
+
+def write(array: NDArray[np.float32], source: Source, forward: Callable[[Tensor], Tensor], what: str) -> None:
+    """Fill a bank's array, `[view, sample, width]`, batch by batch."""
+    views, count, _ = array.shape
+    size = BATCH["cuda" if isinstance(source, Pixels) and source.device.type == "cuda" else "cpu"]
+    steps = [(view, samples) for view in range(views) for samples in chunks(count, size)]
+    with torch.inference_mode():
+        for view, samples in progress.track(steps, what, len(steps)):
+            output = forward(source(np.full_like(samples, view), samples))
+            array[view, samples[0]:samples[-1] + 1] = output.float().cpu().numpy()

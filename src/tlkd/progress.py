@@ -1,0 +1,63 @@
+"""What a person sees while they wait: bars with the time left on a terminal, plain lines otherwise, both on stderr."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+Item = TypeVar("Item")
+
+
+@cache
+def console() -> "Console":
+    """The console on stderr; results go to stdout."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(line: str) -> None:
+    """Print one plain line on stderr."""
+    console().print(line, markup=False)
+
+
+_shown: "list[Progress]" = []  # the bar on the screen now: only one can be live, so inner work adds a line to it
+
+
+@contextmanager
+def bars() -> "Iterator[Progress | None]":
+    """A live display with the time left, shared by nested work; None where stderr is no terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    if not console().is_terminal:
+        yield None
+    elif _shown:
+        yield _shown[0]
+    else:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                   TextColumn("left"), TimeRemainingColumn())
+        with Progress(*columns, console=console(), transient=True) as progress:
+            _shown.append(progress)
+            try:
+                yield progress
+            finally:
+                _shown.clear()
+
+
+def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
+    """Hand the items on, showing how far it is and the time left; silent where stderr is no terminal."""
+    with bars() as progress:
+        if progress is None:
+            yield from items
+            return
+        task = progress.add_task(description, total=total)
+        try:
+            for item in items:
+                yield item
+                progress.advance(task)
+        finally:
+            progress.remove_task(task)

@@ -1,0 +1,233 @@
+"""Where results live: addresses, manifests with checksums, atomic publishing, locks.
+
+An artifact is a folder that appears by one rename when it is whole. Its address hashes what it was made from, so that
+nothing is ever looked up by a name that could mean two things.
+"""
+
+import errno
+import glob
+import hashlib
+import json
+import os
+import platform
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import DTypeLike
+
+from tlkd.errors import BadInput
+from tlkd.progress import say
+from tlkd.specs import canonical_hash
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A published folder."""
+
+    path: Path
+    address: str
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """What the artifact was made from and what lies in it: kind, version, spec, inputs, files, about."""
+        manifest: dict[str, Any] = read_json(self.path / MANIFEST)
+        return manifest
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What its builder had to say of it."""
+        about: dict[str, Any] = self.manifest["about"]
+        return about
+
+
+def cache_folder() -> Path:
+    """The cache that all studies share: `TLKD_CACHE`, or the user's cache folder."""
+    import platformdirs
+
+    named = os.environ.get("TLKD_CACHE")
+    return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("tlkd"))
+
+
+def address(kind: str, version: int, spec: Any, inputs: Mapping[str, str]) -> str:
+    """The address of what stage `kind` of this version makes of `spec` and of the artifacts at `inputs`."""
+    return canonical_hash({"kind": kind, "version": version, "spec": _plain(spec), "inputs": dict(inputs)})[:20]
+
+
+def get(folder: Path, kind: str, version: int, spec: Any, inputs: Mapping[str, str],
+        build: Callable[[Path], Mapping[str, Any] | None]) -> Artifact:
+    """The artifact `folder/kind/address`: as it lies there when it is whole, made by `build` otherwise.
+
+    `build` fills the temporary folder it is given; what it returns goes into the manifest as `about`.
+    """
+    where = address(kind, version, spec, inputs)
+    return publish(folder / kind / where, where, {"kind": kind, "version": version, "spec": _plain(spec),
+                                                  "inputs": dict(inputs)}, build)
+
+
+def publish(final: Path, where: str, made_from: Mapping[str, Any],
+            build: Callable[[Path], Mapping[str, Any] | None]) -> Artifact:
+    """Publish at `final`, under the address `where`, unless it is there already and whole.
+
+    Correctness rests on the rename alone: the lock only keeps two processes from doing the same work twice.
+    """
+    if find(final, where) is not None:
+        return Artifact(final, where)
+    with guard_disk(final.parent):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        locks = final.parent / ".locks"
+        locks.mkdir(exist_ok=True)
+        with FileLock(locks / f"{final.name}.lock"):
+            _sweep(final)
+            if find(final, where) is not None:  # made while we waited
+                return Artifact(final, where)
+            if final.exists():
+                say(f"{final}: its checksums do not match or it was made from something else; it is made again")
+            temporary = _temporary(final)
+            try:
+                temporary.mkdir()
+                about = build(temporary)
+                _seal(temporary, where, made_from, about or {})
+                _put(temporary, final)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    return Artifact(final, where)
+
+
+def find(final: Path, where: str) -> Artifact | None:
+    """The artifact at `final` if it has this address and every file has its checksum; otherwise None."""
+    try:
+        manifest = read_json(final / MANIFEST)
+    except (OSError, ValueError):
+        return None
+    if not isinstance(manifest, dict) or manifest.get("address") != where or damaged(final):
+        return None
+    return Artifact(final, where)
+
+
+def damaged(folder: Path) -> list[str]:
+    """The files of an artifact that are missing or do not have the checksum of its manifest."""
+    bad = []
+    for name, expected in read_json(folder / MANIFEST)["files"].items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != expected["bytes"] or checksum(path) != expected["sha256"]:
+            bad.append(name)
+    return bad
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def allocate(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> "np.memmap[Any, Any]":
+    """A new memory-mapped `.npy` file of zeros whose space is really there.
+
+    Reserved beforehand, a full disk is an `OSError` here; in a sparse file it would be a bus error on some later write.
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)  # type: ignore[no-untyped-call]
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, max(path.stat().st_size, 1))
+    return array  # type: ignore[no-any-return]
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file."""
+    return json.loads(path.read_text())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file; NaN becomes null, since JSON has no word for it."""
+    path.write_text(json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old text or the new one, never half of it."""
+    with guard_disk(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(path)
+        try:
+            temporary.write_text(text)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def guard_disk(folder: Path) -> Iterator[None]:
+    """Turn a full disk, or a folder that may not be written, into one plain line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise BadInput(f"{folder}: the disk is full ({error.strerror}); what stood there before still stands. "
+                           "Make room, or choose another --out or TLKD_CACHE, and start again") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+            raise BadInput(f"{error.filename or folder}: cannot be written ({error.strerror}); "
+                           "choose another --out or TLKD_CACHE") from error
+        raise
+
+
+def _temporary(final: Path) -> Path:
+    """A name beside `final` that says which process of which machine is at work there."""
+    return final.with_name(f".{final.name}.tmp-{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+
+
+def _sweep(final: Path) -> None:
+    """Remove what killed processes of this machine left behind; those of other machines may be alive."""
+    prefix = f".{final.name}.tmp-{platform.node()}-"
+    for left in final.parent.glob(f"{glob.escape(prefix)}*"):
+        process = left.name.removeprefix(prefix).partition("-")[0]
+        if process.isdigit() and not _alive(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _seal(folder: Path, where: str, made_from: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    files = {path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": checksum(path)}
+             for path in sorted(folder.rglob("*")) if path.is_file()}
+    write_json(folder / MANIFEST, {"address": where, **made_from, "files": files, "about": dict(about)})
+
+
+def _put(temporary: Path, final: Path) -> None:
+    """Rename into place; what does not match steps aside first."""
+    if final.exists():
+        aside = _temporary(final)
+        final.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+    temporary.rename(final)
+
+
+def _plain(spec: Any) -> Any:
+    return spec.model_dump(mode="json") if hasattr(spec, "model_dump") else spec
+
+
+def _finite(value: Any) -> Any:
+    """Replace NaN and infinities, which JSON cannot hold, by null; NumPy's scalars by Python's."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return _finite(value.tolist())
+    return None if isinstance(value, float) and not np.isfinite(value) else value

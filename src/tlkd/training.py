@@ -1,0 +1,228 @@
+"""One visible training loop. It never sees a teacher: only a loss, and batches that may carry soft labels."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tlkd import seeding
+from tlkd.batches import Indices, Source, predict
+from tlkd.errors import RunFailed
+from tlkd.losses import Loss
+from tlkd.models import Network, load_trained, trained_state
+from tlkd.specs import Training
+
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learnt from and what is looked at after each epoch (dev; test only to repeat the thesis)."""
+
+    inputs: Source
+    labels: NDArray[np.int64]  # [sample]
+    views: int
+    soft_labels: Source | None
+    check_name: str  # "dev" or "test", as the history's columns call it
+    check_inputs: Source
+    check_labels: NDArray[np.int64]  # [sample]
+
+
+@dataclass
+class Fit:
+    """How a training went; the network holds the weights of the reported epoch."""
+
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_accuracy: float = -1.0
+
+    @property
+    def epochs(self) -> int:
+        """The number of epochs trained."""
+        return len(self.history)
+
+
+def fit(network: Network, forward: Callable[[Tensor], Tensor], loss: Loss, task: Task, training: Training, seed: int,
+        device: torch.device, checkpoint: Path | None = None, on_epoch: Callable[[Fit], None] | None = None) -> Fit:
+    """Train what is trainable of `network`, in place, and leave it in eval mode with the reported epoch's weights.
+
+    `forward` maps a batch of `task.inputs` to logits: the network itself, or its head where features are banked. Order
+    of samples, views and dropout follow from `seed` and the epoch's number, so a training that goes on from
+    `checkpoint` is bit-identical, on the CPU, to one that was never stopped. Raises `RunFailed` at a loss that is not
+    finite.
+    """
+    with _threads(training.threads):
+        optimiser = _optimiser(network, training)
+        scheduler = _scheduler(optimiser, training)
+        scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16" and device.type == "cuda")
+        result, best = Fit(), trained_state(network)
+        if checkpoint is not None and checkpoint.exists():
+            result, best = _resume(checkpoint, network, optimiser, scheduler, scaler)
+        labels = torch.from_numpy(task.labels).to(device)
+        while result.epochs < training.epochs and not _stopped(result, training):
+            started = time.perf_counter()
+            epoch = result.epochs + 1
+            rate = optimiser.param_groups[0]["lr"]
+            network.train()
+            losses = []
+            with torch.random.fork_rng(_devices(device)):
+                torch.manual_seed(seeding.seed_from("dropout", seed, epoch))
+                for samples, which in epoch_batches(seed, epoch, len(task.labels), task.views, training.batch_size):
+                    soft_labels = task.soft_labels(which, samples) if task.soft_labels is not None else None
+                    with _autocast(device, training.precision):
+                        logits = forward(task.inputs(which, samples))
+                    value = loss(logits, labels[torch.from_numpy(samples).to(device)], soft_labels)
+                    optimiser.zero_grad(set_to_none=True)
+                    scaler.scale(value).backward()
+                    scaler.step(optimiser)
+                    scaler.update()
+                    losses.append(value.detach())
+            train_loss = _mean_of_finite(torch.stack(losses), epoch)
+            network.eval()
+            check_loss, accuracy = _check(forward, task, device, training.precision)
+            _advance(scheduler, accuracy)
+            result.history.append({"epoch": epoch, "learning_rate": rate, "train_loss": train_loss,
+                                   f"{task.check_name}_loss": check_loss, f"{task.check_name}_accuracy": accuracy,
+                                   "seconds": time.perf_counter() - started})
+            if accuracy > result.best_accuracy:
+                result.best_epoch, result.best_accuracy = epoch, accuracy
+                best = {name: tensor.clone() for name, tensor in trained_state(network).items()}
+            if checkpoint is not None:
+                _save(checkpoint, network, optimiser, scheduler, scaler, result, best)
+            if on_epoch is not None:
+                on_epoch(result)
+        if training.report_epoch == "best":
+            load_trained(network, best)
+        network.eval()
+    return result
+
+
+def epoch_batches(seed: int, epoch: int, count: int, views: int, size: int) -> Iterator[tuple[Indices, Indices]]:
+    """The batches of one epoch: (samples, the view each is seen in), a function of the arguments alone.
+
+    A last batch of one sample joins the batch before it, since batch norm has no variance of one.
+    """
+    order = seeding.generator("order", seed, epoch).permutation(count)
+    which = seeding.generator("views", seed, epoch).integers(views, size=count) if views > 1 else np.zeros(count, np.int64)
+    starts = list(range(0, count, size))
+    if len(starts) > 1 and count - starts[-1] == 1:
+        starts.pop()
+    for start, end in zip(starts, [*starts[1:], count], strict=True):
+        samples = order[start:end]
+        yield samples, which[samples]
+
+
+def _optimiser(network: Network, training: Training) -> torch.optim.Optimizer:
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if training.optimiser == "sgd":
+        return torch.optim.SGD(parameters, lr=training.learning_rate, momentum=training.momentum,
+                               weight_decay=training.weight_decay, fused=True)
+    return torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True)
+
+
+Scheduler = torch.optim.lr_scheduler.LRScheduler | torch.optim.lr_scheduler.ReduceLROnPlateau
+
+
+def _scheduler(optimiser: torch.optim.Optimizer, training: Training) -> Scheduler:
+    schedulers = torch.optim.lr_scheduler
+    if training.schedule == "plateau":
+        return schedulers.ReduceLROnPlateau(optimiser, mode="max", factor=training.plateau_factor,
+                                            patience=training.plateau_patience, threshold=0.0)
+    if training.schedule == "cosine":
+        return schedulers.CosineAnnealingLR(optimiser, T_max=training.epochs)
+    return schedulers.ConstantLR(optimiser, factor=1.0, total_iters=0)
+
+
+def _advance(scheduler: Scheduler, accuracy: float) -> None:
+    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        scheduler.step(accuracy)
+    else:
+        scheduler.step()
+
+
+def _stopped(result: Fit, training: Training) -> bool:
+    """Whether `early_stopping` epochs have gone by without a better accuracy."""
+    return training.early_stopping is not None and result.epochs - result.best_epoch >= training.early_stopping
+
+
+def _check(forward: Callable[[Tensor], Tensor], task: Task, device: torch.device, precision: str) -> tuple[float, float]:
+    with _autocast(device, precision):
+        logits = torch.from_numpy(predict(forward, task.check_inputs, len(task.check_labels)))
+    labels = torch.from_numpy(task.check_labels)
+    loss = torch.nn.functional.cross_entropy(logits, labels).item()
+    return loss, (logits.argmax(1) == labels).double().mean().item()
+
+
+def _mean_of_finite(losses: Tensor, epoch: int) -> float:
+    """The epoch's mean loss; checked here, once, since a look at every step would make a GPU wait."""
+    wrong = torch.nonzero(~torch.isfinite(losses)).flatten()
+    if len(wrong):
+        step = int(wrong[0])
+        raise RunFailed(f"epoch {epoch}, step {step + 1}: the loss is {losses[step].item()}; "
+                        "a smaller training.learning_rate is the usual remedy")
+    return losses.double().mean().item()
+
+
+def _autocast(device: torch.device, precision: str) -> torch.autocast:
+    return torch.autocast(device.type, dtype=PRECISIONS[precision], enabled=precision != "float32")
+
+
+def _devices(device: torch.device) -> list[int]:
+    return [torch.cuda.current_device()] if device.type == "cuda" else []
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _save(path: Path, network: Network, optimiser: torch.optim.Optimizer, scheduler: Scheduler,
+          scaler: torch.amp.GradScaler, result: Fit, best: dict[str, Tensor]) -> None:
+    """Write the checkpoint as one safetensors file, whose metadata hold the rest as JSON; one rename makes it the last."""
+    tensors = {f"model/{name}": tensor for name, tensor in trained_state(network).items()}
+    tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
+    state = optimiser.state_dict()
+    for number, entries in state["state"].items():
+        tensors |= {f"optimiser/{number}/{name}": tensor for name, tensor in entries.items() if torch.is_tensor(tensor)}
+    rest = {"history": result.history, "best_epoch": result.best_epoch, "best_accuracy": result.best_accuracy,
+            "groups": state["param_groups"], "scheduler": scheduler.state_dict(), "scaler": scaler.state_dict()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, temporary,
+              metadata={"rest": json.dumps(rest)})
+    temporary.replace(path)
+
+
+def _resume(path: Path, network: Network, optimiser: torch.optim.Optimizer, scheduler: Scheduler,
+            scaler: torch.amp.GradScaler) -> tuple[Fit, dict[str, Tensor]]:
+    with safe_open(path, framework="pt") as file:
+        rest: dict[str, Any] = json.loads(file.metadata()["rest"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it has no iterator)
+    load_trained(network, _under("model/", tensors))
+    entries: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in _under("optimiser/", tensors).items():
+        number, _, key = name.partition("/")
+        entries.setdefault(int(number), {})[key] = tensor
+    optimiser.load_state_dict({"state": entries, "param_groups": rest["groups"]})
+    scheduler.load_state_dict(rest["scheduler"])
+    scaler.load_state_dict(rest["scaler"])
+    return Fit(rest["history"], rest["best_epoch"], rest["best_accuracy"]), _under("best/", tensors)
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
