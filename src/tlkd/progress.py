@@ -1,6 +1,6 @@
 """What a person sees while they wait: bars with the time left on a terminal, plain lines otherwise, both on stderr."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
@@ -48,16 +48,23 @@ def bars() -> "Iterator[Progress | None]":
                 _shown.clear()
 
 
-def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
-    """Hand the items on, showing how far it is and the time left; silent where stderr is no terminal."""
+@contextmanager
+def bar(description: str, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
+    """A bar of `total` steps; call what it yields after each. Silent where stderr is no terminal."""
     with bars() as progress:
         if progress is None:
-            yield from items
+            yield lambda: None
             return
-        task = progress.add_task(description, total=total)
+        task = progress.add_task(description, total=total, completed=done)
         try:
-            for item in items:
-                yield item
-                progress.advance(task)
+            yield lambda: progress.advance(task)
         finally:
             progress.remove_task(task)
+
+
+def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
+    """Hand the items on, showing how far it is and the time left."""
+    with bar(description, total) as advance:
+        for item in items:
+            yield item
+            advance()

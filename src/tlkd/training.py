@@ -96,7 +96,7 @@ def fit(network: Network, forward: Callable[[Tensor], Tensor], loss: Loss, task:
                                    "seconds": time.perf_counter() - started})
             if accuracy > result.best_accuracy:
                 result.best_epoch, result.best_accuracy = epoch, accuracy
-                best = {name: tensor.clone() for name, tensor in trained_state(network).items()}
+                best = trained_state(network)
             if checkpoint is not None:
                 _save(checkpoint, network, optimiser, scheduler, scaler, result, best)
             if on_epoch is not None:
@@ -203,7 +203,7 @@ def _save(path: Path, network: Network, optimiser: torch.optim.Optimizer, schedu
             "groups": state["param_groups"], "scheduler": scheduler.state_dict(), "scaler": scaler.state_dict()}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, temporary,
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary,
               metadata={"rest": json.dumps(rest)})
     temporary.replace(path)
 

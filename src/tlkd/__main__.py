@@ -1,0 +1,5 @@
+"""`python -m tlkd` is `tlkd`."""
+
+from tlkd.cli import main
+
+main()

@@ -1,0 +1,220 @@
+"""The command line; every command imports what it needs when it is called, so that `--help` is quick."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tlkd import __version__
+from tlkd.errors import BadInput, nearest
+
+if TYPE_CHECKING:
+    import torch
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
+                  context_settings={"help_option_names": ["-h", "--help"]})
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A study's folder, as `tlkd run --out` made it.")]
+
+
+def main() -> None:
+    """Run the command line: exit code 0 all well, 1 something failed, 2 bad input (one line on stderr)."""
+    try:
+        code = app(standalone_mode=False)
+    except BadInput as error:
+        code = _complain(str(error))
+    except KeyboardInterrupt:
+        print("tlkd: stopped; the same command goes on from here", file=sys.stderr)
+        code = 130
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # not a usage error of the command line itself
+            raise
+        code = _complain(f"{error.format_message()} (see `tlkd --help`)")
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(message: str) -> int:
+    print("tlkd: " + " ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"tlkd {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def tlkd(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True,
+                                               help="Print the version and stop.")] = False) -> None:
+    """Does a bigger teacher make a fine-tuned small network better: by how much, how surely, and why?
+
+    Start with [bold]tlkd run quickstart[/bold], then point a study at your own images:
+    [bold]tlkd run cifar10 --set data.source=folder:PATH[/bold].
+    """
+
+
+@app.command()
+def run(
+    study: Annotated[str, typer.Argument(metavar="STUDY", help="A YAML file, or a packaged study's name.")],
+    assignments: Annotated[list[str] | None, typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change one key, e.g. arms.tl_kd.temperature=4. May be repeated.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where results go (default: out/<name>).")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Run a study and write its report. What is finished already is not repeated: a stopped study goes on.
+
+    [bold]Examples[/bold]
+
+      tlkd run quickstart
+
+      tlkd run cifar10 --set data.source=folder:my-images --set seeds=[0,1,2] --out out/mine
+
+      tlkd run my-study.yaml --set training.epochs=10
+    """
+    from tlkd.specs import read_study
+
+    spec = read_study(study, tuple(assignments or ()))
+    folder = out if out is not None else Path("out") / spec.name
+    chosen = _device(device)  # torch is imported from here on, and not for a mistake in the study's file
+    from tlkd import report
+    from tlkd.study import run_study
+
+    failures = run_study(spec, folder, chosen, shlex.join(["tlkd", *sys.argv[1:]]))
+    page = report.write(folder)
+    print(f"results: {folder / 'results.csv'}\nreport:  {page}")
+    for name, reason in failures.items():
+        print(f"tlkd: {name} failed: {reason}", file=sys.stderr)
+    if failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+def studies(name: Annotated[str | None, typer.Argument(help="Print this study's YAML instead of the list.")] = None) -> None:
+    """List the packaged studies, or print one: a start for your own.
+
+    [bold]Examples[/bold]
+
+      tlkd studies
+
+      tlkd studies cifar10 > my-study.yaml
+    """
+    from tlkd.specs import packaged_studies
+
+    found = packaged_studies()
+    if name is None:
+        for title, text in found.items():
+            print(f"{title:18} {text.splitlines()[0].lstrip('# ')}")
+    elif name in found:
+        print(found[name], end="")
+    else:
+        raise BadInput(f"{name}: no packaged study is called so{nearest(name, list(found))}; allowed: {', '.join(found)}")
+
+
+@app.command()
+def status(folder: Folder) -> None:
+    """Show which runs of a study are done, failed or waiting.
+
+    [bold]Example[/bold]
+
+      tlkd status out/quickstart
+    """
+    from tlkd.folder import StudyFolder
+
+    found = StudyFolder(folder)
+    runs, failures = found.runs(), found.failures()
+    done = [run for run in runs if found.done(run)]
+    failed = {name: why for name, why in failures.items() if name not in {run.run_id for run in done}}
+    for run in runs:
+        if run in done:
+            result = found.result(run)
+            print(f"{run.run_id:28} done     accuracy {result['test_accuracy']:.4f}  {result['seconds']:.1f} s")
+        else:
+            print(f"{run.run_id:28} {'failed   ' + failed[run.run_id] if run.run_id in failed else 'waiting'}")
+    print(f"{len(done)} done, {len(failed)} failed, {len(runs) - len(done) - len(failed)} waiting of {len(runs)}")
+
+
+@app.command()
+def report(folder: Folder) -> None:
+    """Draw tables, figures and report anew from stored results alone.
+
+    [bold]Example[/bold]
+
+      tlkd report out/quickstart
+    """
+    from tlkd import report as drawing
+
+    print(drawing.write(folder))
+
+
+@app.command()
+def verify(folder: Folder) -> None:
+    """Check a study's files against their checksums, and its metrics against the stored predictions.
+
+    [bold]Example[/bold]
+
+      tlkd verify out/quickstart
+    """
+    from tlkd.checks import verify as check
+
+    count, problems = check(folder)
+    for problem in problems:
+        print(problem)
+    print(f"{count} runs checked, {len(problems)} problems")
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def models(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="packaged:NAME, torchvision:NAME or timm:NAME.")],
+    classes: Annotated[int, typer.Option(min=2, help="Outputs of the new head.")] = 10,
+    input_size: Annotated[int, typer.Option(min=8, help="Side of the square input, in pixels.")] = 224,
+    trainable: Annotated[str, typer.Option(help="head, all or last:N.")] = "head",
+) -> None:
+    """Print a network's layers and its trainable, frozen and total parameters; nothing is downloaded.
+
+    [bold]Examples[/bold]
+
+      tlkd models packaged:efficientnet_lite0
+
+      tlkd models torchvision:resnet18 --classes 10 --trainable last:2
+    """
+    from tlkd.models import describe
+
+    description = describe(name, classes, input_size, trainable)
+    width = max(len(row.layer) for row in description.rows)
+    for row in description.rows:
+        shape = "x".join(str(side) for side in row.output_shape)
+        print(f"{row.layer:{width}}  {row.kind:24} {shape:>16} {row.parameters:>12,}  {'trained' if row.trainable else 'frozen'}")
+    print(f"trainable {description.trainable:,}\nfrozen    {description.frozen:,}\ntotal     {description.total:,}")
+
+
+@app.command()
+def doctor() -> None:
+    """Show versions, devices, the cache, and which packaged weights and data are there.
+
+    [bold]Example[/bold]
+
+      tlkd doctor
+    """
+    from tlkd.doctor import examine
+
+    for line in examine():
+        print(line)
+
+
+def _device(name: str) -> "torch.device":
+    if name not in ("auto", "cpu", "cuda"):
+        raise BadInput(f"--device: found {name!r}; allowed: auto, cpu, cuda")
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise BadInput("--device: found 'cuda', but torch sees no GPU here; allowed: auto, cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+if __name__ == "__main__":
+    main()

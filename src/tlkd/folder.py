@@ -1,0 +1,189 @@
+"""A study's folder: the plan of its runs, where each result lies, and reading them back without torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from tlkd import store
+from tlkd.errors import BadInput
+from tlkd.specs import Arm, Condition, Study, canonical, dump_yaml, parse_yaml, validate
+
+EXTENDABLE = ("name", "seeds", "verdict", "footnotes")
+"""Keys that may change when a study is run again into its folder; arms and teachers may be added to, not changed."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of one network: arm x condition x seed."""
+
+    arm: Arm
+    condition: Condition
+    seed: int
+
+    @property
+    def run_id(self) -> str:
+        """The name of the run's folder, e.g. `tl_kd-clean-3`."""
+        return f"{self.arm.name}-{self.condition.name}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A network's raw outputs on the test split."""
+
+    sample_ids: NDArray[np.str_]  # [sample]
+    labels: NDArray[np.int64]  # [sample]
+    logits: NDArray[np.float32]  # [sample, class]
+
+
+def plan(study: Study) -> tuple[Run, ...]:
+    """All runs of a study, in the order they are made: a `tl` arm first, since others may start from it."""
+    arms = sorted(study.arms, key=lambda arm: arm.kind != "tl")
+    return tuple(Run(arm, condition, seed) for condition in study.conditions for seed in study.seeds for arm in arms)
+
+
+def save_predictions(path: Path, predictions: Predictions) -> None:
+    """Write `predictions.npz`."""
+    np.savez_compressed(path, sample_ids=predictions.sample_ids, labels=predictions.labels, logits=predictions.logits)
+
+
+def load_predictions(path: Path) -> Predictions:
+    """Read `predictions.npz`; nothing in it is unpickled."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return Predictions(arrays["sample_ids"], arrays["labels"], arrays["logits"])
+
+
+class StudyFolder:
+    """What a study left behind, read lazily."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def run_path(self, run: Run) -> Path:
+        """Where a finished run lies."""
+        return self.path / "runs" / run.run_id
+
+    def failure_path(self, run: Run) -> Path:
+        """Where a failed run says why."""
+        return self.path / "failures" / f"{run.run_id}.txt"
+
+    def teacher_path(self, name: str, seed: int | None = None) -> Path:
+        """Where a teacher's result lies; `seed` for a teacher per seed."""
+        return self.path / "teachers" / (name if seed is None else f"{name}-{seed}")
+
+    @cached_property
+    def _file(self) -> dict[str, Any]:
+        path = self.path / "study.yaml"
+        if not path.is_file():
+            raise BadInput(f"{self.path}: no study lies here (there is no study.yaml)")
+        raw = parse_yaml(path.read_text(), str(path))
+        if not isinstance(raw, dict):
+            raise BadInput(f"{path}: a study is a mapping of keys, found {type(raw).__name__}")
+        return raw
+
+    @cached_property
+    def study(self) -> Study:
+        """The resolved study."""
+        return validate({key: value for key, value in self._file.items() if key != "provenance"},
+                        str(self.path / "study.yaml"))
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Versions, git commit, hardware and command of the study."""
+        return dict(self._file.get("provenance") or {})
+
+    def runs(self) -> tuple[Run, ...]:
+        """All runs of the study's plan."""
+        return plan(self.study)
+
+    def done(self, run: Run) -> bool:
+        """Whether a run is finished (a folder appears only when it is whole)."""
+        return (self.run_path(run) / store.MANIFEST).is_file()
+
+    def finished(self) -> list[Run]:
+        """The finished runs, in the plan's order."""
+        return [run for run in self.runs() if self.done(run)]
+
+    def failures(self) -> dict[str, str]:
+        """Why runs failed: the first line of what each left, by run id."""
+        paths = {run.run_id: self.failure_path(run) for run in self.runs()}
+        return {name: path.read_text().partition("\n")[0] for name, path in paths.items() if path.is_file()}
+
+    def results(self) -> pd.DataFrame:
+        """`results.csv`: a row a finished run."""
+        path = self.path / "results.csv"
+        if not path.is_file():
+            raise BadInput(f"{self.path}: no results yet (there is no results.csv); finish it with `tlkd run`")
+        return pd.read_csv(path)
+
+    def history(self, run: Run) -> pd.DataFrame:
+        """A finished run's curves: a row an epoch."""
+        return pd.read_csv(self.run_path(run) / "history.csv")
+
+    def predictions(self, run: Run) -> Predictions:
+        """A finished run's raw outputs on the test split."""
+        return load_predictions(self.run_path(run) / "predictions.npz")
+
+    def result(self, run: Run) -> dict[str, Any]:
+        """A finished run's `result.json`."""
+        result: dict[str, Any] = store.read_json(self.run_path(run) / "result.json")
+        return result
+
+    def teachers(self) -> dict[str, list[Path]]:
+        """The folders of each teacher that some arm uses: one, or one a seed."""
+        return {name: [path for path in ([self.teacher_path(name, seed) for seed in self.study.seeds]
+                                         if teacher.per_seed else [self.teacher_path(name)]) if path.is_dir()]
+                for name, teacher in self.study.used_teachers.items()}
+
+    def teacher_of(self, run: Run) -> Path | None:
+        """The teacher that a run's agreement is taken with: its own, or for an arm without one the study's first."""
+        name = run.arm.teacher or next(iter(self.study.used_teachers), None)
+        if name is None:
+            return None
+        return self.teacher_path(name, run.seed if self.study.teachers[name].per_seed else None)
+
+    def card(self) -> dict[str, Any]:
+        """The data card: source, classes, counts, sizes, notes."""
+        card: dict[str, Any] = store.read_json(self.path / "data.json")
+        return card
+
+    def stages(self) -> list[dict[str, Any]]:
+        """What each stage cost: name, seconds, bytes, and whether it came from the cache."""
+        path = self.path / "stages.json"
+        return list(store.read_json(path)) if path.is_file() else []
+
+    def prepare(self, study: Study, provenance: Mapping[str, Any]) -> None:
+        """Write `study.yaml`; refuse a folder that holds another study, naming the first key that differs."""
+        if (self.path / "study.yaml").is_file():
+            old, new = _by_name(self.study.model_dump(mode="json")), _by_name(study.model_dump(mode="json"))
+            for key in new:
+                if key in ("arms", "teachers"):
+                    old[key] = {**new[key], **old[key]}
+                if key not in EXTENDABLE and canonical(old[key]) != canonical(new[key]):
+                    where, was, now = _first_difference(key, old[key], new[key])
+                    raise BadInput(f"{self.path}: holds a study with {where}: {was} (now {now}); choose another --out")
+            if self.study == study:
+                return
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise BadInput(f"{self.path}: is not empty and holds no study; choose another --out")
+        text = dump_yaml({**study.model_dump(mode="json"), "provenance": dict(provenance)})
+        store.replace_text(self.path / "study.yaml", text)
+        self.__dict__.pop("_file", None)
+        self.__dict__.pop("study", None)
+
+
+def _by_name(study: dict[str, Any]) -> dict[str, Any]:
+    return {**study, "arms": {arm["name"]: arm for arm in study["arms"]}}
+
+
+def _first_difference(path: str, old: Any, new: Any) -> tuple[str, Any, Any]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key):
+                return _first_difference(f"{path}.{key}", old.get(key), new.get(key))
+    return path, old, new

@@ -1,0 +1,139 @@
+"""One image: read it as 8-bit RGB whatever its file holds, and lay it onto a square."""
+
+import struct
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+Fit = Literal["crop", "stretch", "pad"]
+
+ORIENTATION = 0x0112  # the EXIF tag
+DEEP_GREY = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+class BadImage(ValueError):
+    """A file that cannot be used as an image; its text is the reason, without the file's name."""
+
+
+class Decoded(NamedTuple):
+    """An image as 8-bit RGB, and what it was before: its mode, its upright size in pixels, whether EXIF turned it."""
+
+    image: Image.Image
+    mode: str
+    height: int
+    width: int
+    turned: bool
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read an image file as upright 8-bit RGB at its native size.
+
+    Raises `BadImage` where it cannot be.
+    """
+    return decode(path).image
+
+
+def decode(source: Path | Image.Image, side: int | None = None) -> Decoded:
+    """Decode a file, or take an image as it is, as upright 8-bit RGB.
+
+    With `side`, a JPEG may be decoded at a half, a quarter or an eighth of its size, each side staying at least twice
+    `side` pixels. Of an animated file the first frame is taken. Raises `BadImage` for whatever Pillow cannot decode,
+    for decompression bombs, and for floating-point images, whose range nobody knows.
+    """
+    if isinstance(source, Image.Image):
+        return Decoded(_rgb(source), source.mode, source.height, source.width, False)
+    try:
+        with Image.open(source) as image:
+            width, height = image.size
+            mode = image.mode
+            if side is not None:
+                image.draft(None, (2 * side, 2 * side))  # None: leave the mode alone
+            image.load()
+            turn = image.getexif().get(ORIENTATION, 1)
+            upright = ImageOps.exif_transpose(_rgb(image)) if 2 <= turn <= 8 else _rgb(image)
+    except BadImage:
+        raise
+    except Exception as error:  # Pillow's plugins let nearly every kind through on a broken file
+        raise BadImage(_reason(error, source)) from None
+    if turn in (5, 6, 7, 8):
+        width, height = height, width
+    return Decoded(upright, mode, height, width, 2 <= turn <= 8)
+
+
+def native_sides(source: Path | Image.Image) -> tuple[int, int]:
+    """The shorter and the longer side of an image in pixels, from its header alone.
+
+    Raises `BadImage` where the header cannot be read.
+    """
+    if isinstance(source, Image.Image):
+        return min(source.size), max(source.size)
+    try:
+        with Image.open(source) as image:
+            return min(image.size), max(image.size)
+    except Exception as error:
+        raise BadImage(_reason(error, source)) from None
+
+
+def fitted_side(sides: tuple[int, int], fit: Fit) -> int:
+    """The side of the square that an image of these (shorter, longer) sides fills without being enlarged, in pixels."""
+    return sides[0] if fit == "crop" else sides[1]
+
+
+def fit_image(image: Image.Image, side: int, fit: Fit,
+              resample: Image.Resampling = Image.Resampling.BILINEAR) -> Image.Image:
+    """Lay an image onto a square of `side` pixels, antialiased.
+
+    `crop` takes the central square that the shorter side spans; `stretch` gives up the proportions; `pad` keeps all of
+    the image, centred on black. Masks go the same way, with another `resample`.
+    """
+    width, height = image.size
+    if fit == "stretch":
+        return image.resize((side, side), resample)
+    if fit == "crop":
+        # Cut first, with whole pixels: the same picture, but a strip of 1 x 10,000 does not grow to gigabytes.
+        short = min(width, height)
+        left, top = (width - short) // 2, (height - short) // 2
+        return image.crop((left, top, left + short, top + short)).resize((side, side), resample)
+    longer = max(width, height)
+    size = max(1, round(width * side / longer)), max(1, round(height * side / longer))
+    square = Image.new(image.mode, (side, side))
+    square.paste(image.resize(size, resample), ((side - size[0]) // 2, (side - size[1]) // 2))
+    return square
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as 8-bit RGB: transparency laid onto white, 16 bits scaled by 257."""
+    if image.mode == "F":
+        raise BadImage("its pixels are floating-point numbers, whose range is unknown; save it with 8 or 16 bits")
+    if image.mode in DEEP_GREY:
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise BadImage(f"its pixels run from {values.min()} to {values.max()}, outside 16 bits; "
+                           "save it with 8 or 16 bits")
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        see_through = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        rgb = Image.alpha_composite(white, see_through).convert("RGB")
+    else:
+        rgb = image.convert("RGB")
+    if "exif" in image.info:
+        rgb.info["exif"] = image.info["exif"]  # a composite loses it, and the turn with it
+    return rgb
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """Why a file is no image, in a few words on one line."""
+    if isinstance(error, FileNotFoundError):
+        return "the file is gone"
+    if isinstance(error, UnidentifiedImageError):
+        empty = path.is_file() and path.stat().st_size == 0
+        return "the file is empty (0 bytes)" if empty else "not an image, or its header is damaged"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels: it looks like a decompression bomb"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    kind = "" if isinstance(error, OSError | struct.error) else f"{type(error).__name__}: "
+    return " ".join(f"damaged: {kind}{error}".split())

@@ -1,0 +1,352 @@
+"""Tests, intervals and verdicts on paired differences; pure functions, no files.
+
+Throughout, `differences [seed, image]` holds TL+KD minus TL, so that positive means TL+KD is the better, scaled such
+that its mean is the gain: for accuracy it is correct minus correct, -1, 0 or 1. `level` is the level of a test, 0.05
+say; an interval covers 1 - `level`. Monte Carlo draws come from generators seeded by a name, so every answer repeats.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+FLIPS = 99_999  # Monte Carlo sign flips
+RESAMPLES = 9_999  # bootstrap resamples
+EXACT_SEEDS = 20  # sign flips are enumerated up to this many values
+BOOTSTRAP_SEEDS = 10  # fewer seeds than this are too few to resample
+POWER = 0.8
+SMALLEST_EXACT_P = 1e-10  # the Fourier sum in `_exact_flips` is good to about 1e-12
+_LONGEST_SUM = 2**22  # of `_exact_flips`; beyond it the Monte Carlo test is the cheaper
+_CELLS = 2**21  # numbers held at once while resampling: 16 MiB of float64
+_TIE = 1e-9  # relative: equal sums added up in another order differ in their last bits
+
+
+def _generator(name: str) -> np.random.Generator:
+    return np.random.default_rng(list(name.encode()))
+
+
+def _table(differences: ArrayLike) -> Floats:
+    table = np.asarray(differences, dtype=np.float64)
+    if table.ndim != 2 or table.size == 0 or not np.isfinite(table).all():
+        raise ValueError(f"differences: expected finite numbers [seed, image], found shape {table.shape}")
+    return table
+
+
+def _vector(values: ArrayLike) -> Floats:
+    vector = np.asarray(values, dtype=np.float64)
+    if vector.ndim != 1 or vector.size == 0 or not np.isfinite(vector).all():
+        raise ValueError(f"expected finite numbers [n], n at least 1, found shape {vector.shape}")
+    return vector
+
+
+def _spread(values: Floats) -> float:
+    """The standard deviation of a sample, 0 where its values differ by rounding alone, nan for a single one."""
+    if values.size < 2:
+        return math.nan
+    spread = float(values.std(ddof=1))
+    return spread if spread > 1e-12 * float(np.abs(values).max()) else 0.0
+
+
+def sign_flip(differences: ArrayLike) -> float:
+    """Two-sided sign-flip test that paired differences `[n]` are symmetric about zero: its p.
+
+    Exact over all 2^n signs for n <= 20, so p lies in [2^(1-n), 1]; beyond, Monte Carlo with p = (b + 1) / (m + 1)
+    (Phipson and Smyth, "Permutation p-values should never be zero", 2010). All differences zero: p = 1. Raises
+    `ValueError` unless the differences are finite and at least one. Source: Fisher, "The design of experiments",
+    1935, section 21.
+    """
+    values = _vector(differences)
+    largest = np.abs(values).max()
+    if largest == 0:
+        return 1.0
+    values = values / largest
+    if values.size > EXACT_SEEDS:
+        return _monte_carlo_flips(values, "sign_flip")
+    sums = values[:1]  # the first sign may stay as it is: the other half of the signs mirrors this one
+    for value in values[1:]:
+        sums = np.concatenate([sums + value, sums - value])
+    return float(np.mean(np.abs(sums) >= abs(values.sum()) - _TIE * np.abs(values).sum()))
+
+
+def image_permutation(differences: ArrayLike) -> float:
+    """Two-sided permutation test over test images of each image's seed-averaged difference: its p.
+
+    Under the null hypothesis the arms may be swapped image by image, which flips the sign of the image's average over
+    `differences [seed, image]`. Where the sums over seeds are whole numbers, as for accuracy, the permutation
+    distribution is computed exactly, and a p below 1e-10 is given as 1e-10; otherwise by Monte Carlo over 99,999
+    flips with p = (b + 1) / (m + 1) (Phipson and Smyth, 2010). All differences zero: p = 1. Raises `ValueError`
+    unless the differences are finite and at least one.
+    """
+    sums = _table(differences).sum(axis=0)
+    whole = np.rint(sums)
+    if np.abs(sums - whole).max() < _TIE and np.abs(whole).sum() <= _LONGEST_SUM:
+        return _exact_flips(whole.astype(np.int64))
+    largest = np.abs(sums).max()
+    return 1.0 if largest == 0 else _monte_carlo_flips(sums / largest, "image_permutation")
+
+
+def _exact_flips(values: NDArray[np.int64]) -> float:
+    """P(|sum of signed values| >= |sum observed|), from the characteristic function of the sum, product of cosines."""
+    observed = abs(int(values.sum()))
+    if observed == 0:
+        return 1.0
+    magnitudes, counts = np.unique(np.abs(values[values != 0]), return_counts=True)
+    total = int(magnitudes @ counts)
+    length = 2 * total + 1  # sums from -total to total, each its own residue
+    angles = 2 * np.pi / length * np.arange(total + 1)
+    spectrum = np.ones(total + 1)
+    for magnitude, count in zip(magnitudes, counts, strict=True):
+        spectrum *= np.cos(magnitude * angles) ** int(count)
+    chances = np.fft.irfft(spectrum, n=length)
+    return float(np.clip(2 * chances[observed:total + 1].sum(), SMALLEST_EXACT_P, 1))
+
+
+def _monte_carlo_flips(values: Floats, name: str) -> float:
+    """(b + 1) / (m + 1) over random signs; values of one magnitude share one binomial draw, which is the same law."""
+    magnitudes, counts = np.unique(np.round(np.abs(values[values != 0]), 12), return_counts=True)
+    least = abs(float(values.sum())) - _TIE * float(np.abs(values).sum())
+    random, beyond = _generator(name), 0
+    step = max(1, _CELLS // len(magnitudes))
+    for start in range(0, FLIPS, step):
+        rows = min(step, FLIPS - start)
+        positive = random.binomial(counts, 0.5, size=(rows, len(counts)))
+        beyond += int(np.sum(np.abs((2 * positive - counts) @ magnitudes) >= least))
+    return (beyond + 1) / (FLIPS + 1)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An interval for a gain: its ends (nan where there is none), which chance it covers, and how it was made."""
+
+    low: float
+    high: float
+    covers: str
+    method: str
+
+
+def t_interval(values: ArrayLike, level: float, least_spread: float = 0.0) -> tuple[float, float]:
+    """Student's interval for the mean of `values [n]`, in their unit; (nan, nan) for one value.
+
+    `least_spread` is a lower bound for the standard deviation, for values that were rounded. Raises `ValueError`
+    unless the values are finite and at least one.
+    """
+    vector = _vector(values)
+    if vector.size < 2:
+        return math.nan, math.nan
+    from scipy.stats import t
+
+    spread = max(_spread(vector), least_spread)
+    half = float(t.ppf(1 - level / 2, vector.size - 1)) * spread / math.sqrt(vector.size)
+    return float(vector.mean()) - half, float(vector.mean()) + half
+
+
+def interval(differences: ArrayLike, level: float, given: str = "") -> Interval:
+    """The interval for the mean of `differences [seed, image]`.
+
+    From 10 seeds on, the percentile bootstrap that resamples seeds and images independently (Owen, "The pigeonhole
+    bootstrap", 2007: its variance errs on the large side); for 2 to 9 seeds Student's t over seeds' means, which says
+    nothing of other test images; for one seed none. `given` adds a condition to `covers`, "one teacher" say. Raises
+    `ValueError` unless the differences are finite and at least one.
+    """
+    table = _table(differences)
+    seeds = len(table)
+    condition = f", given {given}" if given else ""
+    if seeds == 1:
+        return Interval(math.nan, math.nan, "nothing", "one seed: no interval")
+    if seeds < BOOTSTRAP_SEEDS:
+        low, high = t_interval(table.mean(axis=1), level)
+        return Interval(low, high, "seeds, on this one test set" + condition, f"Student's t over {seeds} seeds")
+    low, high = (float(end) for end in np.quantile(_bootstrap(table), [level / 2, 1 - level / 2]))
+    return Interval(low, high, "seeds and test images" + condition,
+                    f"percentile bootstrap over seeds and images, {RESAMPLES} resamples")
+
+
+def _bootstrap(table: Floats) -> Floats:
+    """Means `[resample]` of a table `[seed, image]` whose rows and columns are drawn anew, each with replacement."""
+    seeds, images = table.shape
+    random = _generator("bootstrap")
+    means = np.empty(RESAMPLES)
+    step = max(1, _CELLS // images)
+    for start in range(0, RESAMPLES, step):
+        rows = min(step, RESAMPLES - start)
+        weights = random.multinomial(seeds, np.full(seeds, 1 / seeds), size=rows) / seeds
+        for row, by_image in enumerate(weights @ table, start):  # one at a time stays in the cache: 3 times as fast
+            means[row] = by_image.take(random.integers(0, images, images, dtype=np.int32)).mean()
+    return means
+
+
+def holm(ps: ArrayLike) -> Floats:
+    """Holm's adjusted p of a family `[contrast]`, in the order given ("A simple sequentially rejective multiple test
+    procedure", 1979); through statsmodels. Raises `ValueError` for a p outside [0, 1].
+    """
+    values = np.asarray(ps, dtype=np.float64)
+    if not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(f"ps: expected numbers in [0, 1], found {values.tolist()}")
+    if values.size == 0:
+        return values
+    from statsmodels.stats.multitest import multipletests
+
+    return np.asarray(multipletests(values, method="holm")[1], dtype=np.float64)
+
+
+def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
+    """McNemar's exact two-sided p for one seed's two networks, `[image]` true where correct; descriptive only.
+
+    It takes the networks as given, so it says nothing of other seeds. Through statsmodels. Raises `ValueError` where
+    the shapes differ. Source: McNemar, 1947; Dietterich, "Approximate statistical tests", 1998.
+    """
+    first, second = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
+    if first.shape != second.shape or first.ndim != 1:
+        raise ValueError(f"expected two [image] of one length, found shapes {first.shape} and {second.shape}")
+    from statsmodels.stats.contingency_tables import mcnemar as exact
+
+    table = [[int(np.sum(first & second)), int(np.sum(first & ~second))],
+             [int(np.sum(~first & second)), int(np.sum(~first & ~second))]]
+    return min(1.0, float(exact(table, exact=True).pvalue))
+
+
+def wilcoxon(a: ArrayLike, b: ArrayLike) -> float:
+    """Wilcoxon's exact two-sided paired p for `a [n]` and `b [n]`; pairs without a difference are left out.
+
+    Through SciPy where no two differences tie in size; with ties by flipping the signs of the mid-ranks, as SciPy's
+    table is for untied ranks only. All pairs equal: p = 1. Raises `ValueError` where the lengths differ. Source:
+    Wilcoxon, "Individual comparisons by ranking methods", 1945.
+    """
+    from scipy import stats
+
+    first, second = _vector(a), _vector(b)
+    if first.shape != second.shape:
+        raise ValueError(f"expected two [n] of one length, found {first.size} and {second.size}")
+    differences = first - second
+    differences = differences[differences != 0]
+    if differences.size == 0:
+        return 1.0
+    if np.unique(np.abs(differences)).size < differences.size:
+        return sign_flip(np.sign(differences) * stats.rankdata(np.abs(differences)))
+    return float(stats.wilcoxon(differences, method="exact").pvalue)
+
+
+class Needed(NamedTuple):
+    """About how many seeds and test images would show the smallest gain; None where the spread is not known."""
+
+    seeds: int | None
+    images: int | None
+
+
+def needed(differences: ArrayLike, smallest_gain: float, level: float, contrasts: int = 1) -> Needed:
+    """About how many seeds, and test images, would show a gain of `smallest_gain` at 80 % power.
+
+    From the observed spread of `differences [seed, image]`, never from the observed gain, at Holm's strictest level
+    for a family of `contrasts`. Seeds: power of the paired t test over seeds' mean differences (statsmodels), and at
+    least what the exact sign-flip needs for a p below that level. Images: normal approximation from the sd of the
+    seed-averaged differences, at the present number of seeds. One seed: seeds is None; one image: images is None.
+    Raises `ValueError` for a gain that is not positive.
+    """
+    if smallest_gain <= 0:
+        raise ValueError(f"smallest_gain: expected a positive number, found {smallest_gain}")
+    table = _table(differences)
+    strict = level / contrasts
+    over_seeds, over_images = _spread(table.mean(axis=1)), _spread(table.mean(axis=0))
+    seeds = images = None
+    if not math.isnan(over_seeds):
+        fewest = _first(2, lambda n: 2.0 ** (1 - n) < strict)
+        seeds = max(fewest, _seeds_for(smallest_gain / over_seeds, strict)) if over_seeds > 0 else fewest
+    if not math.isnan(over_images):
+        from scipy.stats import norm
+
+        quantiles = float(norm.ppf(1 - strict / 2) + norm.ppf(POWER))
+        images = max(1, math.ceil((quantiles * over_images / smallest_gain) ** 2))
+    return Needed(seeds, images)
+
+
+def _seeds_for(effect: float, level: float) -> int:
+    from statsmodels.stats.power import TTestPower
+
+    # Beyond an effect of 5 the non-central t overflows, and there the sign-flip asks for more seeds anyway.
+    effect = min(effect, 5.0)
+    test = TTestPower()
+    return _first(2, lambda n: bool(test.power(effect, n, level) >= POWER))
+
+
+def _first(start: int, holds: Callable[[int], bool]) -> int:
+    """The smallest n from `start` on for which `holds`, which stays true once it is; by doubling, then halving."""
+    below, above = start - 1, start
+    while not holds(above):
+        below, above = above, 2 * above
+    while above - below > 1:
+        middle = (below + above) // 2
+        below, above = (below, middle) if holds(middle) else (middle, above)
+    return above
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What may be claimed of one contrast, with what stands behind it.
+
+    `word` is supported, refuted or inconclusive. `gain`, `interval` and `smallest_gain` are in the metric's unit;
+    `effect` is Cohen's d_z over seeds' mean differences (nan where they do not vary). `too_small`: supported, yet the
+    interval lies wholly below `smallest_gain`. `harmful`: the interval lies wholly below zero. `needed` is there
+    only for inconclusive.
+    """
+
+    word: str
+    gain: float
+    interval: Interval
+    p_seed: float
+    p_image: float
+    p_seed_adjusted: float
+    p_image_adjusted: float
+    n_seeds: int
+    n_images: int
+    effect: float
+    contrasts: int
+    smallest_gain: float
+    level: float
+    too_small: bool
+    harmful: bool
+    needed: Needed | None
+
+
+def verdicts(contrasts: Mapping[str, ArrayLike], smallest_gain: float, level: float,
+             given: str = "") -> dict[str, Verdict]:
+    """A verdict for each contrast (name -> differences `[seed, image]`) of one family on the primary endpoint.
+
+    Supported: interval above 0 and both p, over seeds and over images, each Holm-adjusted over the family, below
+    `level`. Refuted: not supported, and the interval wholly below `smallest_gain`. Otherwise inconclusive. The
+    intervals are not adjusted for the family. `given` is passed to `interval`. Raises `ValueError` as `needed` and
+    `interval` do.
+    """
+    tables = {name: _table(differences) for name, differences in contrasts.items()}
+    by_seed = [sign_flip(table.mean(axis=1)) for table in tables.values()]
+    by_image = [image_permutation(table) for table in tables.values()]
+    tests = zip(by_seed, by_image, holm(by_seed), holm(by_image), strict=True)
+    return {name: _verdict(table, ps, (smallest_gain, level, len(tables)), given)
+            for (name, table), ps in zip(tables.items(), tests, strict=True)}
+
+
+def judge(differences: ArrayLike, smallest_gain: float, level: float, given: str = "") -> Verdict:
+    """The verdict on a single contrast, `differences [seed, image]`: a family of one; see `verdicts`."""
+    return verdicts({"": differences}, smallest_gain, level, given)[""]
+
+
+def _verdict(table: Floats, ps: tuple[float, float, float, float], rule: tuple[float, float, int],
+             given: str) -> Verdict:
+    smallest_gain, level, contrasts = rule
+    ends = interval(table, level, given)
+    # A nan end, as one seed has, fails every comparison: inconclusive.
+    supported = ends.low > 0 and ps[2] < level and ps[3] < level
+    below = ends.high < smallest_gain
+    word = "supported" if supported else "refuted" if below else "inconclusive"
+    spread = _spread(table.mean(axis=1))
+    return Verdict(
+        word=word, gain=float(table.mean()), interval=ends,
+        p_seed=ps[0], p_image=ps[1], p_seed_adjusted=float(ps[2]), p_image_adjusted=float(ps[3]),
+        n_seeds=table.shape[0], n_images=table.shape[1], effect=float(table.mean()) / spread if spread else math.nan,
+        contrasts=contrasts, smallest_gain=smallest_gain, level=level,
+        too_small=supported and below, harmful=ends.high < 0,
+        needed=needed(table, smallest_gain, level, contrasts) if word == "inconclusive" else None)
