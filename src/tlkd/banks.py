@@ -26,7 +26,7 @@ class Bank:
 
     @cached_property
     def arrays(self) -> dict[str, NDArray[np.float32]]:
-        """`[view, sample, width]` of each split, memory-mapped: train in all its views, dev and test in the identity."""
+        """`[view, sample, width]` of each split, memory-mapped: train in all views, dev and test in the identity."""
         # Copy-on-write rather than read-only, since torch warns of arrays that it could write to and must not.
         return {path.stem: np.load(path, mmap_mode="c") for path in sorted(self.artifact.path.glob("*.npy"))}
 

@@ -76,8 +76,10 @@ def chunks(count: int, size: int) -> Iterator[Indices]:
         yield np.arange(start, min(start + size, count), dtype=np.int64)
 
 
-def predict(forward: Callable[[Tensor], Tensor], source: Source, count: int, batch_size: int = 256) -> NDArray[np.float32]:
+def predict(forward: Callable[[Tensor], Tensor], source: Source, count: int,
+            batch_size: int = 256) -> NDArray[np.float32]:
     """What `forward` gives for all samples of a split in its first view, float32 `[sample, width]`."""
     with torch.inference_mode():
-        outputs = [forward(source(np.zeros_like(samples), samples)).float().cpu() for samples in chunks(count, batch_size)]
+        outputs = [forward(source(np.zeros_like(samples), samples)).float().cpu()
+                   for samples in chunks(count, batch_size)]
     return torch.cat(outputs).numpy()

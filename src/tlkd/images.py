@@ -5,11 +5,15 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 Fit = Literal["crop", "stretch", "pad"]
 
-ORIENTATION = 0x0112  # the EXIF tag
+ORIENTATION = 0x0112  # the EXIF tag, and what undoes each of its values
+TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+         8: Image.Transpose.ROTATE_90}
+SIDEWAYS = [TURNS[value] for value in (5, 6, 7, 8)]
 DEEP_GREY = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -51,15 +55,18 @@ def decode(source: Path | Image.Image, side: int | None = None) -> Decoded:
             if side is not None:
                 image.draft(None, (2 * side, 2 * side))  # None: leave the mode alone
             image.load()
-            turn = image.getexif().get(ORIENTATION, 1)
-            upright = ImageOps.exif_transpose(_rgb(image)) if 2 <= turn <= 8 else _rgb(image)
+            turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+            rgb = _rgb(image)
     except BadImage:
         raise
     except Exception as error:  # Pillow's plugins let nearly every kind through on a broken file
         raise BadImage(_reason(error, source)) from None
-    if turn in (5, 6, 7, 8):
+    if turn is None:
+        return Decoded(rgb, mode, height, width, False)
+    upright = rgb.transpose(turn)
+    if turn in SIDEWAYS:
         width, height = height, width
-    return Decoded(upright, mode, height, width, 2 <= turn <= 8)
+    return Decoded(upright, mode, height, width, True)
 
 
 def native_sides(source: Path | Image.Image) -> tuple[int, int]:
@@ -116,12 +123,8 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         see_through = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        rgb = Image.alpha_composite(white, see_through).convert("RGB")
-    else:
-        rgb = image.convert("RGB")
-    if "exif" in image.info:
-        rgb.info["exif"] = image.info["exif"]  # a composite loses it, and the turn with it
-    return rgb
+        return Image.alpha_composite(white, see_through).convert("RGB")
+    return image.convert("RGB")
 
 
 def _reason(error: Exception, path: Path) -> str:

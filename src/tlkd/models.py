@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.vision_transformer import Encoder
 
 from tlkd import specs
+from tlkd.dropout import Dropout
 from tlkd.errors import BadInput
 from tlkd.seeding import Name, seed_from
 from tlkd.weights import Triple, Whole, brief, known_models, packaged_weights, whole_network
@@ -36,7 +37,7 @@ class Network(nn.Module):
                  dropout: float, mean: Triple, sd: Triple, origin: str, licence: str | None) -> None:
         super().__init__()
         self.backbone = backbone
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.head = head
         self.name, self.classes, self.width, self.input_size = name, classes, width, input_size
         self.mean, self.sd, self.origin, self.licence = mean, sd, origin, licence
@@ -192,7 +193,8 @@ def _layers(network: Network) -> Iterator[Layer]:
             hook.remove()
     for name, module in network.named_modules():
         own = list(module.parameters(recurse=False))
-        if own or (module in shapes and not any(True for _ in module.children())):
+        does = module in shapes and not any(True for _ in module.children()) and not isinstance(module, nn.Identity)
+        if own or does:
             yield Layer(name, type(module).__name__, shapes.get(module), sum(item.numel() for item in own),
                         any(item.requires_grad for item in own))
 

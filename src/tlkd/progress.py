@@ -17,7 +17,7 @@ def console() -> "Console":
     """The console on stderr; results go to stdout."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)  # a path may hold `:key:`
 
 
 def say(line: str) -> None:
@@ -31,16 +31,17 @@ _shown: "list[Progress]" = []  # the bar on the screen now: only one can be live
 @contextmanager
 def bars() -> "Iterator[Progress | None]":
     """A live display with the time left, shared by nested work; None where stderr is no terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich import progress as rich_progress
 
     if not console().is_terminal:
         yield None
     elif _shown:
         yield _shown[0]
     else:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                   TextColumn("left"), TimeRemainingColumn())
-        with Progress(*columns, console=console(), transient=True) as progress:
+        columns = (rich_progress.TextColumn("{task.description}", markup=False), rich_progress.BarColumn(),
+                   rich_progress.MofNCompleteColumn(), rich_progress.TimeElapsedColumn(),
+                   rich_progress.TextColumn("left"), rich_progress.TimeRemainingColumn())
+        with rich_progress.Progress(*columns, console=console(), transient=True) as progress:
             _shown.append(progress)
             try:
                 yield progress

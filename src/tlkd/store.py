@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 from numpy.typing import DTypeLike
+from safetensors import SafetensorError
 
 from tlkd.errors import BadInput
 from tlkd.progress import say
@@ -135,11 +137,11 @@ def allocate(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> "np.memmap
 
     Reserved beforehand, a full disk is an `OSError` here; in a sparse file it would be a bus error on some later write.
     """
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)  # type: ignore[no-untyped-call]
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, max(path.stat().st_size, 1))
-    return array  # type: ignore[no-any-return]
+    return array
 
 
 def read_json(path: Path) -> Any:
@@ -169,14 +171,23 @@ def guard_disk(folder: Path) -> Iterator[None]:
     """Turn a full disk, or a folder that may not be written, into one plain line."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise BadInput(f"{folder}: the disk is full ({error.strerror}); what stood there before still stands. "
+    except (OSError, SafetensorError) as error:
+        number = _error_number(error)
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise BadInput(f"{folder}: the disk is full ({os.strerror(number)}); what stood there before still stands. "
                            "Make room, or choose another --out or TLKD_CACHE, and start again") from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
-            raise BadInput(f"{error.filename or folder}: cannot be written ({error.strerror}); "
+        if number in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+            raise BadInput(f"{getattr(error, 'filename', None) or folder}: cannot be written ({os.strerror(number)}); "
                            "choose another --out or TLKD_CACHE") from error
         raise
+
+
+def _error_number(error: OSError | SafetensorError) -> int | None:
+    """The `errno` of an error; safetensors only says it in its text."""
+    if isinstance(error, OSError):
+        return error.errno
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    return int(said[1]) if said else None
 
 
 def _temporary(final: Path) -> Path:

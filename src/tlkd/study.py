@@ -46,6 +46,7 @@ class Workshop:
         self.keys = seeding.keys(list(self.dataset.ids))
         self.labels = {split: self.dataset.labels[rows] for split, rows in self.dataset.splits.items()}
         self.networks: dict[str, models.Network] = {}
+        self.feature_banks: dict[str, banks.Bank] = {}
         self._statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def normalisation(self, network: models.Network) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -153,9 +154,12 @@ def feature_bank(workshop: Workshop, network: models.Network, who: str) -> banks
     started = time.perf_counter()
     inputs = {"data": workshop.dataset.content, "backbone": models.backbone_hash(network)}
     spec = input_spec(workshop, network)
+    where = store.address("features", banks.VERSION, spec, inputs)
+    if where in workshop.feature_banks:  # its checksums were looked at once: that is enough for one process
+        return workshop.feature_banks[where]
     before = is_cached(workshop, "features", banks.VERSION, spec, inputs)
     network.eval()
-    bank = banks.build(workshop.cache, "features", spec, inputs, network.width, all_pixels(workshop, network),
+    bank = workshop.feature_banks[where] = banks.build(workshop.cache, "features", spec, inputs, network.width, all_pixels(workshop, network),
                        network.features, f"features of {who}")
     workshop.record(f"features of {who}", bank.artifact, before, time.perf_counter() - started)
     return bank
@@ -298,7 +302,7 @@ def publish_run(workshop: Workshop, folder: StudyFolder, run: Run, soft: dict[st
         started = time.perf_counter()
         if start is not None:
             models.load_trained(network, load_file(start.path / "model.safetensors"))
-        sources, forward = run_inputs(workshop, network)
+        sources, forward = inputs_for(workshop, network, "student")
         fitted = train(workshop, network, sources, forward, make_loss(arm.kind, arm.soft_weight, arm.temperature),
                        teacher.source if teacher is not None else None, study.training, run.seed,
                        work / "checkpoint.safetensors", run.run_id)
@@ -309,11 +313,6 @@ def publish_run(workshop: Workshop, folder: StudyFolder, run: Run, soft: dict[st
 
     made_from = {"kind": "run", "version": VERSION, "spec": spec, "inputs": inputs}
     return store.publish(folder.run_path(run), where, made_from, make)
-
-
-def run_inputs(workshop: Workshop, network: models.Network) -> tuple[dict[str, Source], Callable[[Tensor], Tensor]]:
-    """A student's batches; where its features are banked, the same for all runs that share its backbone."""
-    return inputs_for(workshop, network, "student")
 
 
 def run_spec(workshop: Workshop, network: models.Network, run: Run) -> dict[str, Any]:
@@ -346,7 +345,7 @@ def write_result(folder: Path, workshop: Workshop, network: models.Network, test
     ids = np.array([workshop.dataset.ids[row] for row in workshop.dataset.splits["test"]])
     save_predictions(folder / "predictions.npz", Predictions(ids, labels, logits))
     save_file(models.trained_state(network), folder / "model.safetensors",
-              metadata={"backbone": backbone, "model": network.name})
+              metadata={"tlkd": canonical({"backbone": backbone, "model": network.name})})  # one key: their order is chance
     pd.DataFrame(fitted.history, columns=list(fitted.history[0]) if fitted.history else ["epoch"]).to_csv(
         folder / "history.csv", index=False)
     result = {**{f"test_{name}": value for name, value in evaluation.metrics(labels, logits).items()},

@@ -1,6 +1,7 @@
 """One visible training loop. It never sees a teacher: only a loss, and batches that may carry soft labels."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -79,17 +80,20 @@ def fit(network: Network, forward: Callable[[Tensor], Tensor], loss: Loss, task:
                 torch.manual_seed(seeding.seed_from("dropout", seed, epoch))
                 for samples, which in epoch_batches(seed, epoch, len(task.labels), task.views, training.batch_size):
                     soft_labels = task.soft_labels(which, samples) if task.soft_labels is not None else None
+                    inputs = task.inputs(which, samples)  # outside autocast, which would resize in half precision
                     with _autocast(device, training.precision):
-                        logits = forward(task.inputs(which, samples))
+                        logits = forward(inputs)
                     value = loss(logits, labels[torch.from_numpy(samples).to(device)], soft_labels)
                     optimiser.zero_grad(set_to_none=True)
-                    scaler.scale(value).backward()
+                    scaler.scale(value).backward()  # type: ignore[no-untyped-call]
                     scaler.step(optimiser)
                     scaler.update()
                     losses.append(value.detach())
             train_loss = _mean_of_finite(torch.stack(losses), epoch)
             network.eval()
             check_loss, accuracy = _check(forward, task, device, training.precision)
+            if not math.isfinite(check_loss):  # the last step spoiled the weights, which no training loss will tell
+                raise _failed(epoch, len(losses), f"{task.check_name} loss after it", check_loss)
             _advance(scheduler, accuracy)
             result.history.append({"epoch": epoch, "learning_rate": rate, "train_loss": train_loss,
                                    f"{task.check_name}_loss": check_loss, f"{task.check_name}_accuracy": accuracy,
@@ -113,7 +117,8 @@ def epoch_batches(seed: int, epoch: int, count: int, views: int, size: int) -> I
     A last batch of one sample joins the batch before it, since batch norm has no variance of one.
     """
     order = seeding.generator("order", seed, epoch).permutation(count)
-    which = seeding.generator("views", seed, epoch).integers(views, size=count) if views > 1 else np.zeros(count, np.int64)
+    which = (seeding.generator("views", seed, epoch).integers(views, size=count) if views > 1
+             else np.zeros(count, np.int64))
     starts = list(range(0, count, size))
     if len(starts) > 1 and count - starts[-1] == 1:
         starts.pop()
@@ -155,9 +160,13 @@ def _stopped(result: Fit, training: Training) -> bool:
     return training.early_stopping is not None and result.epochs - result.best_epoch >= training.early_stopping
 
 
-def _check(forward: Callable[[Tensor], Tensor], task: Task, device: torch.device, precision: str) -> tuple[float, float]:
-    with _autocast(device, precision):
-        logits = torch.from_numpy(predict(forward, task.check_inputs, len(task.check_labels)))
+def _check(forward: Callable[[Tensor], Tensor], task: Task, device: torch.device,
+           precision: str) -> tuple[float, float]:
+    def autocast(inputs: Tensor) -> Tensor:
+        with _autocast(device, precision):
+            return forward(inputs)
+
+    logits = torch.from_numpy(predict(autocast, task.check_inputs, len(task.check_labels)))
     labels = torch.from_numpy(task.check_labels)
     loss = torch.nn.functional.cross_entropy(logits, labels).item()
     return loss, (logits.argmax(1) == labels).double().mean().item()
@@ -167,10 +176,13 @@ def _mean_of_finite(losses: Tensor, epoch: int) -> float:
     """The epoch's mean loss; checked here, once, since a look at every step would make a GPU wait."""
     wrong = torch.nonzero(~torch.isfinite(losses)).flatten()
     if len(wrong):
-        step = int(wrong[0])
-        raise RunFailed(f"epoch {epoch}, step {step + 1}: the loss is {losses[step].item()}; "
-                        "a smaller training.learning_rate is the usual remedy")
+        raise _failed(epoch, int(wrong[0]) + 1, "loss", losses[wrong[0]].item())
     return losses.double().mean().item()
+
+
+def _failed(epoch: int, step: int, what: str, value: float) -> RunFailed:
+    return RunFailed(f"epoch {epoch}, step {step}: the {what} is {value}; "
+                     "a smaller training.learning_rate is the usual remedy")
 
 
 def _autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -193,7 +205,7 @@ def _threads(count: int) -> Iterator[None]:
 
 def _save(path: Path, network: Network, optimiser: torch.optim.Optimizer, scheduler: Scheduler,
           scaler: torch.amp.GradScaler, result: Fit, best: dict[str, Tensor]) -> None:
-    """Write the checkpoint as one safetensors file, whose metadata hold the rest as JSON; one rename makes it the last."""
+    """Write the checkpoint as one safetensors file, whose metadata hold the rest as JSON; one rename puts it there."""
     tensors = {f"model/{name}": tensor for name, tensor in trained_state(network).items()}
     tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
     state = optimiser.state_dict()
@@ -203,9 +215,12 @@ def _save(path: Path, network: Network, optimiser: torch.optim.Optimizer, schedu
             "groups": state["param_groups"], "scheduler": scheduler.state_dict(), "scaler": scaler.state_dict()}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary,
-              metadata={"rest": json.dumps(rest)})
-    temporary.replace(path)
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary,
+                  metadata={"rest": json.dumps(rest)})
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _resume(path: Path, network: Network, optimiser: torch.optim.Optimizer, scheduler: Scheduler,
@@ -214,10 +229,14 @@ def _resume(path: Path, network: Network, optimiser: torch.optim.Optimizer, sche
         rest: dict[str, Any] = json.loads(file.metadata()["rest"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it has no iterator)
     load_trained(network, _under("model/", tensors))
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     entries: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _under("optimiser/", tensors).items():
         number, _, key = name.partition("/")
-        entries.setdefault(int(number), {})[key] = tensor
+        like = parameters[int(number)]
+        # Fused optimisers walk through memory: what belongs to a channels-last parameter must lie as it does.
+        laid = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
+        entries.setdefault(int(number), {})[key] = laid
     optimiser.load_state_dict({"state": entries, "param_groups": rest["groups"]})
     scheduler.load_state_dict(rest["scheduler"])
     scaler.load_state_dict(rest["scaler"])

@@ -1,0 +1,33 @@
+# Two commands for a newcomer: `make quickstart` and `make test`. The rest is for those who work on tlkd.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: quickstart test test-slow lint benchmarks clean
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "tlkd needs Python 3.11 or newer; found " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 quickstart")'
+	$(PYTHON) -m venv .venv
+
+$(STAMP): $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+quickstart: $(STAMP)
+	$(BIN)/tlkd run quickstart
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q -m 'not slow'
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+benchmarks: $(STAMP)
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf .venv out .pytest_cache .mypy_cache .ruff_cache

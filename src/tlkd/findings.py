@@ -1,0 +1,201 @@
+"""From a finished study's folder to what was found: verdicts, confusions, convergence, teachers; nothing is drawn here.
+
+Fractions lie in [0, 1], epochs count from 1, and every difference is an arm minus TL, so that positive means that the
+arm is the better. Only what the study's folder holds is read, and torch is not needed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tlkd import evaluation
+from tlkd.contrasts import METRICS, Contrast, Floats, Group, Ints, contrast_all, tl_arm
+from tlkd.errors import BadInput
+from tlkd.evaluation import Reliability
+from tlkd.folder import Predictions, Run, StudyFolder, load_predictions
+from tlkd.specs import Arm, Study, Teacher
+
+Fits = Mapping[str, Mapping[int | None, Predictions]]  # teacher -> seed, None for a teacher of all seeds -> predictions
+
+
+@dataclass(frozen=True)
+class TeacherResult:
+    """A teacher on the test split; `[fit]` is one, or one a seed."""
+
+    name: str
+    spec: Teacher
+    metrics: Mapping[str, Floats]  # name -> [fit]
+    reliability: Reliability
+    parameters: int | None
+    no_better: bool  # its accuracy does not exceed the mean TL student's
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How close an arm's students are to a teacher, `[seed]` each: the same class first, and KL in nats."""
+
+    teacher: str
+    arm: str
+    condition: str
+    label: str
+    top1: Floats
+    kl: Floats
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that a study found."""
+
+    study: Study
+    provenance: Mapping[str, Any]
+    card: Mapping[str, Any]
+    classes: tuple[str, ...]
+    test_counts: Ints  # [class]
+    groups: tuple[Group, ...]
+    contrasts: tuple[Contrast, ...]
+    teachers: tuple[TeacherResult, ...]
+    agreements: tuple[Agreement, ...]
+    planned: int
+    failures: Mapping[str, str]
+    unfinished: tuple[str, ...]
+    stages: tuple[Mapping[str, Any], ...]
+
+    @property
+    def tl(self) -> Arm | None:
+        """The arm that all others are compared with."""
+        return tl_arm(self.study)
+
+    @property
+    def balanced(self) -> bool:
+        """Whether all classes have equally many test images."""
+        return len(set(self.test_counts.tolist())) == 1
+
+    def group(self, arm: str, condition: str) -> Group | None:
+        """The finished runs of an arm under a condition, if there are any."""
+        return next((each for each in self.groups if (each.arm.name, each.condition) == (arm, condition)), None)
+
+
+def find(folder: StudyFolder) -> Findings:
+    """Read a study's folder and work out what it found; raises `BadInput` where no study lies there."""
+    study, card = folder.study, folder.card()
+    finished = folder.finished()
+    teachers = _teacher_predictions(folder)
+    groups, agreements = _groups(folder, finished, teachers)
+    labels = next((folder.predictions(run).labels for run in finished), None)
+    counts = list(card["counts"]["test"].values()) if labels is None else np.bincount(labels,
+                                                                                      minlength=len(card["classes"]))
+    contrasts = contrast_all(study, groups, labels) if labels is not None else ()
+    failures = folder.failures()
+    done = {run.run_id for run in finished} | set(failures)
+    return Findings(
+        study=study, provenance=folder.provenance, card=card, classes=tuple(card["classes"]),
+        test_counts=np.asarray(counts, np.int64), groups=groups, contrasts=contrasts,
+        teachers=_teacher_results(folder, teachers, groups), agreements=agreements, planned=len(folder.runs()),
+        failures={name: why for name, why in failures.items() if name not in {run.run_id for run in finished}},
+        unfinished=tuple(run.run_id for run in folder.runs() if run.run_id not in done), stages=tuple(folder.stages()))
+
+
+def arm_label(study: Study, arm: Arm) -> str:
+    """What readers call an arm: TL or TL+KD, with its name only where several arms are of one kind."""
+    kind = {"tl": "TL", "tl_kd": "TL+KD"}.get(arm.kind, arm.kind)
+    return kind if sum(other.kind == arm.kind for other in study.arms) == 1 else f"{kind} ({arm.name})"
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def _groups(folder: StudyFolder, finished: Sequence[Run], teachers: Fits) -> tuple[tuple[Group, ...],
+                                                                                   tuple[Agreement, ...]]:
+    groups, agreements = [], []
+    first = folder.predictions(finished[0]) if finished else None
+    for condition in folder.study.conditions:
+        for arm in folder.study.arms:
+            runs = [run for run in finished if run.arm.name == arm.name and run.condition.name == condition.name]
+            if not runs or first is None:
+                continue
+            label = arm_label(folder.study, arm)
+            predictions = [_same_images(folder.predictions(run), first, run.run_id) for run in runs]
+            groups.append(_group(folder, runs, predictions, label))
+            for name, theirs in teachers.items():
+                close = [evaluation.agreement(mine.logits, _same_images(their, first, f"teacher {name}").logits)
+                         for run, mine in zip(runs, predictions, strict=True)
+                         for their in [theirs.get(run.seed, theirs.get(None))] if their is not None]
+                if close:
+                    agreements.append(Agreement(name, arm.name, condition.name, label,
+                                                np.array([each["top1"] for each in close]),
+                                                np.array([each["kl"] for each in close])))
+    return tuple(groups), tuple(agreements)
+
+
+def _group(folder: StudyFolder, runs: Sequence[Run], predictions: Sequence[Predictions], label: str) -> Group:
+    column = f"{folder.study.selection}_accuracy"
+    each = [evaluation.metrics(one.labels, one.logits) for one in predictions]
+    results = [folder.result(run) for run in runs]
+    return Group(
+        arm=runs[0].arm, condition=runs[0].condition.name, label=label, seeds=tuple(run.seed for run in runs),
+        metrics=_columns(each),
+        correct=np.array([one.logits.argmax(axis=1) == one.labels for one in predictions]),
+        confusions=np.array([evaluation.confusion(one.labels, one.logits) for one in predictions]),
+        reliability=_pooled_reliability(predictions),
+        curves=tuple(folder.history(run)[column].to_numpy(np.float64) for run in runs),
+        epochs=tuple(int(result["epochs"]) for result in results),
+        best_epochs=tuple(int(result["best_epoch"]) for result in results),
+        seconds=tuple(float(result["seconds"]) for result in results))
+
+
+def _columns(rows: Sequence[Mapping[str, float]]) -> dict[str, Floats]:
+    return {name: np.array([row[name] for row in rows]) for name in METRICS}
+
+
+def _pooled_reliability(predictions: Sequence[Predictions]) -> Reliability:
+    return evaluation.reliability(np.concatenate([one.labels for one in predictions]),
+                                  np.concatenate([one.logits for one in predictions]))
+
+
+def _same_images(predictions: Predictions, first: Predictions, who: str) -> Predictions:
+    """The predictions, provided that they are for the same test images in the same order."""
+    if not np.array_equal(predictions.sample_ids, first.sample_ids) or not np.array_equal(predictions.labels,
+                                                                                          first.labels):
+        raise BadInput(f"{who}: its predictions are for other test images than the first run's; "
+                       "this folder mixes data sets: run the study into a new --out")
+    return predictions
+
+
+# --- teachers ---------------------------------------------------------------------------------------------------------
+
+
+def _teacher_predictions(folder: StudyFolder) -> dict[str, dict[int | None, Predictions]]:
+    """Each teacher's predictions by seed; None stands for a teacher of all seeds."""
+    found: dict[str, dict[int | None, Predictions]] = {}
+    for name, teacher in folder.study.used_teachers.items():
+        seeds: list[int | None] = list(folder.study.seeds) if teacher.per_seed else [None]
+        paths = {seed: folder.teacher_path(name, seed) / "predictions.npz" for seed in seeds}
+        found[name] = {seed: load_predictions(path) for seed, path in paths.items() if path.is_file()}
+    return found
+
+
+def _teacher_results(folder: StudyFolder, teachers: Fits,
+                     groups: Sequence[Group]) -> tuple[TeacherResult, ...]:
+    baseline = tl_arm(folder.study)
+    students = [group.metrics["accuracy"].mean() for group in groups
+                if baseline is not None and group.arm.name == baseline.name]
+    results = []
+    for name, fits in teachers.items():
+        if not fits:
+            continue
+        metrics = _columns([evaluation.metrics(one.labels, one.logits) for one in fits.values()])
+        stored = folder.teachers()[name][0] / "result.json"
+        parameters = _parameters(stored) if stored.is_file() else None
+        weaker = bool(students) and float(metrics["accuracy"].mean()) <= max(map(float, students))
+        results.append(TeacherResult(name, folder.study.teachers[name], metrics,
+                                     _pooled_reliability(list(fits.values())), parameters, weaker))
+    return tuple(results)
+
+
+def _parameters(path: Any) -> int | None:
+    from tlkd.store import read_json
+
+    found = read_json(path).get("parameters")
+    return int(found) if isinstance(found, int) else None

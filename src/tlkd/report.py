@@ -1,0 +1,119 @@
+"""The report: tables, figures and one self-contained page, drawn from a study's folder alone, without torch."""
+
+import os
+import re
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from tlkd import figures, sections, store, tables, wording
+from tlkd.contrasts import Group
+from tlkd.figures import Drawing
+from tlkd.findings import Findings, arm_label, find
+from tlkd.folder import StudyFolder
+from tlkd.summary import summarise
+
+
+def write(folder: Path) -> Path:
+    """Write `tables/`, `figures/` and `report.html` into a study's folder, and return the page's path.
+
+    Raises `BadInput` where no study lies there, or where the disk is full.
+    """
+    found = find(StudyFolder(folder))
+    drawings = figures.draw(found)
+    for name, table in tables.draw(found).items():
+        store.replace_text(folder / "tables" / f"{name}.csv", table.to_csv(index=False))
+    for drawing in drawings:
+        store.replace_text(folder / "figures" / f"{drawing.name}.svg", drawing.svg)
+        _replace_bytes(folder / "figures" / f"{drawing.name}.png", drawing.png)
+    store.replace_text(folder / "report.html", page(found, drawings))
+    return folder / "report.html"
+
+
+def page(found: Findings, drawings: Sequence[Drawing]) -> str:
+    """The page as one HTML text that refers to nothing outside of itself."""
+    environment = Environment(loader=PackageLoader("tlkd"), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True)
+    style = resources.files("tlkd").joinpath("templates", "report.css").read_text(encoding="utf-8")
+    environment.filters["text"] = _code
+    return environment.get_template("report.html").render(
+        style=Markup(style), found=found, study=found.study, summary=summarise(found), sections=sections,
+        wording=wording, facts=_facts(found), blocks=_blocks(found), provenance=_provenance(found),
+        figure={drawing.name: _inline(drawing) for drawing in drawings}, alt={one.name: one.alt for one in drawings})
+
+
+def _facts(found: Findings) -> list[tuple[str, str]]:
+    """What was studied, in a few pairs."""
+    study = found.study
+    part = {"head": "its head trained", "all": "all of it trained"}.get(study.student.trainable,
+                                                                        f"{study.student.trainable} trained")
+    teachers = [f"{name}: {teacher.model}, {teacher.input_size} px" for name, teacher in study.used_teachers.items()]
+    arms = []
+    for arm in study.arms:
+        how = "" if arm.teacher is None else f" (from {arm.teacher}, soft weight {arm.soft_weight:g}, " \
+                                             f"temperature {arm.temperature:g})"
+        arms.append(arm_label(study, arm) + how)
+    counts = found.card.get("counts", {})
+    images = ", ".join(f"{wording.number(sum(each.values()), 0)} {split}" for split, each in counts.items() if each
+                       and sum(each.values()))
+    return [("Data", f"{study.data.source}: {wording.count(len(found.classes), 'class')}; {images} images"),
+            ("Student", f"{study.student.model}, {study.student.input_size} px, {part}"),
+            ("Teacher" if len(teachers) == 1 else "Teachers", "; ".join(teachers) or "none"),
+            ("Arms", "; ".join(arms)),
+            ("Runs", f"{found.planned - len(found.failures) - len(found.unfinished)} of {found.planned} finished: "
+                     f"{wording.count(len(study.seeds), 'seed')} an arm, "
+                     f"{wording.count(study.training.epochs, 'epoch')} at most")]
+
+
+def _blocks(found: Findings) -> list[tuple[str, list[Group]]]:
+    """The finished runs of each condition, those that have any."""
+    blocks = [(each.name, [group for group in found.groups if group.condition == each.name])
+              for each in found.study.conditions]
+    return [(name, groups) for name, groups in blocks if groups]
+
+
+def _provenance(found: Findings) -> list[tuple[str, str]]:
+    """Command, commit, hardware and versions, as pairs."""
+    known = found.provenance
+    rows = [(label, str(known[key])) for key, label in (("command", "command"), ("started", "started"),
+                                                        ("git_commit", "git commit")) if known.get(key)]
+    for group in ("hardware", "versions"):
+        rows += [(str(key).replace("_", " "), str(value)) for key, value in (known.get(group) or {}).items()]
+    return rows
+
+
+def _inline(drawing: Drawing) -> Markup:
+    """A figure's SVG as it may stand inside the page: no prolog, its own ids, as wide as there is room."""
+    svg = drawing.svg[drawing.svg.index("<svg"):]
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r'(\bid="|href="#|url\(#)', rf"\1{drawing.name}-", tag[0]), svg)
+    svg = re.sub(r'^<svg [^>]*?viewBox="([^"]*)"[^>]*>', lambda match: _root(match[1], drawing.alt), svg)
+    return Markup(svg)
+
+
+def _root(box: str, alt: str) -> str:
+    width = float(box.split()[2]) * 4 / 3  # points to pixels
+    return str(Markup('<svg viewBox="{}" role="img" aria-label="{}" style="max-width: {}px">').format(
+        box, alt, round(width)))
+
+
+def _code(text: str) -> Markup:
+    """Text in which `back-quoted` words are set as code; the rest is escaped."""
+    parts = text.split("`")
+    return Markup("").join(Markup("<code>{}</code>").format(part) if number % 2 else part
+                           for number, part in enumerate(parts))
+
+
+def _replace_bytes(path: Path, content: bytes) -> None:
+    with store.guard_disk(path.parent):
+        temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+

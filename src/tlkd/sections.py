@@ -1,0 +1,240 @@
+"""The report's tables as readers see them: percentages, points, rounded; the CSV files hold the numbers as they are."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tlkd import tables
+from tlkd.contrasts import Contrast, Group
+from tlkd.findings import Findings
+from tlkd.summary import contrast_label
+from tlkd.wording import NONE, count, duration, gain, number, p_cell, percent, size
+
+NAMES = {"accuracy": "accuracy (%)", "balanced_accuracy": "balanced accuracy (%)", "precision": "precision, macro (%)",
+         "recall": "recall, macro (%)", "f1": "F1, macro (%)", "log_loss": "log loss (nats)",
+         "ece": "expected calibration error (%)"}
+LONGEST = 30  # classes; of more the tables show the first and the last ten
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table on the page: `heads` and `rows` of ready words; the first `words` columns are text, the rest numbers."""
+
+    caption: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    file: str  # the CSV that holds its numbers
+    words: int = 1
+    totals: int = 0  # how many of the last rows are sums or means of those above
+    note: str = ""
+
+
+def metrics(found: Findings, groups: Sequence[Group]) -> Table:
+    """Table 6.1: each arm's mean and sd over seeds, and each contrast's mean improvement."""
+    contrasts = [each for each in found.contrasts if each.condition == groups[0].condition]
+    heads = ["metric", *(f"{group.label}" for group in groups)]
+    heads += ["improvement" if len(contrasts) == 1 else f"improvement, {each.label}" for each in contrasts]
+    rows = []
+    for name, shown in NAMES.items():
+        nats = name == "log_loss"
+        cells = [_mean_sd(group.metrics[name], nats) for group in groups]
+        cells += [number(each.improvements[name], 3, sign=True) if nats else gain(each.improvements[name])
+                  for each in contrasts]
+        rows.append((shown, *cells))
+    sizes = {len(group.seeds) for group in groups}
+    note = "Mean \N{PLUS-MINUS SIGN} standard deviation over seeds. For log loss and calibration error less is better."
+    if found.balanced:
+        note += (" The test split has equally many images of each class, so macro recall and balanced accuracy are "
+                 "accuracy.")
+    if len(sizes) > 1:
+        note += " Arms differ in finished seeds: improvements are over the seeds that both finished."
+    return Table("Metrics on the test split (the thesis's table 6.1)", tuple(heads), tuple(rows), "metrics.csv",
+                 note=note)
+
+
+def _mean_sd(values: Any, nats: bool) -> str:
+    mean, sd = float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else math.nan
+    texts = (number(mean, 3), number(sd, 3)) if nats else (percent(mean), percent(sd))
+    return f"{texts[0]} \N{PLUS-MINUS SIGN} {texts[1]}" if math.isfinite(sd) else texts[0]
+
+
+def verdicts(found: Findings) -> Table:
+    """Each contrast on the primary endpoint."""
+    heads = ("arm", "verdict", "gain (points)", "interval", "p, seeds", "p, images", "Holm p, seeds", "Holm p, images",
+             "d over seeds", "seeds", "test images")
+    rows = []
+    for each in found.contrasts:
+        one = each.verdict
+        ends = (f"{gain(one.interval.low)} to {gain(one.interval.high)}" if math.isfinite(one.interval.low) else NONE)
+        rows.append((contrast_label(found, each), one.word, gain(one.gain), ends, p_cell(one.p_seed),
+                     p_cell(one.p_image), p_cell(one.p_seed_adjusted), p_cell(one.p_image_adjusted),
+                     number(one.effect), number(one.n_seeds, 0), number(one.n_images, 0)))
+    one = found.contrasts[0].verdict
+    note = (f"Interval: {one.interval.method}. Tests: exact sign-flip over seeds; permutation over test images of each "
+            f"image's seed-averaged difference. d: mean over standard deviation of the seeds' gains.")
+    name = found.study.verdict.metric.replace("_", " ")
+    return Table(f"The verdict on the primary endpoint, {name}", heads, tuple(rows), "verdicts.csv", 2, note=note)
+
+
+def gains(found: Findings, each: Contrast) -> Table:
+    """Both arms for each seed."""
+    frame = tables.gains(found)
+    mine = frame[(frame.arm == each.arm.name) & (frame.condition == each.condition)]
+    rows = tuple((str(row["seed"]), percent(row["tl"]), percent(row["value"]), gain(row["gain"]), p_cell(row["mcnemar_p"]))
+                 for row in mine.to_dict("records"))
+    return Table("Each seed", ("seed", f"{each.tl_label} (%)", f"{each.label} (%)", "gain (points)", "McNemar p"), rows,
+                 "gains.csv", note="McNemar's test takes the two networks of one seed as given: it describes, and "
+                                   "says nothing of other seeds.")
+
+
+def classes(found: Findings, each: Contrast) -> Table:
+    """Table 6.2: true positives and the error decrement of each class."""
+    matrix = each.confusions
+    rows = []
+    for place in matrix.order:
+        row = matrix.rows[place]
+        rows.append((found.classes[place], number(row["support"], 0), number(row["tl_true_positives"], 1),
+                     number(row["tl_kd_true_positives"], 1), number(row["difference"], 1, sign=True),
+                     percent(row["error_decrement"])))
+    sums = {key: sum(row[key] for row in matrix.rows)
+            for key in ("support", "tl_true_positives", "tl_kd_true_positives", "difference")}
+    for name, share, part in (("mean", matrix.mean, 1 / len(matrix.rows)), ("all errors pooled", matrix.pooled, 1.0)):
+        digits = 1 if part < 1 else 0
+        rows.append((name, number(sums["support"] * part, digits), number(sums["tl_true_positives"] * part, 1),
+                     number(sums["tl_kd_true_positives"] * part, 1), number(sums["difference"] * part, 1, sign=True),
+                     percent(share)))
+    heads = ("class", "test images", f"{each.tl_label}, true positives", f"{each.label}, true positives", "difference",
+             "error decrement (%)")
+    note = (f"Counts are means over {count(len(each.seeds), 'seed')} (the thesis took one run); sorted by recall of "
+            f"{each.label}. Error decrement: the share of {each.tl_label}'s errors that {each.label} puts right; "
+            "negative where it errs more.")
+    return _short("True positives and error decrement of each class (the thesis's table 6.2)", heads, rows,
+                  file="classes.csv", totals=2, note=note)
+
+
+def _short(caption: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, file: str, totals: int,
+           note: str) -> Table:
+    """A table whose middle is left out where it has too many classes."""
+    body, last = list(rows[:len(rows) - totals]), rows[len(rows) - totals:]
+    if len(body) > LONGEST:
+        left_out = len(body) - 2 * SHOWN
+        gap = (f"\N{HORIZONTAL ELLIPSIS} {left_out} more in {file}", *[""] * (len(heads) - 1))
+        body = [*body[:SHOWN], gap, *body[-SHOWN:]]
+    return Table(caption, heads, (*body, *last), file, totals=totals, note=note)
+
+
+def thresholds(found: Findings, each: Contrast) -> Table:
+    """How early each threshold is reached; those that all runs pass in their first epoch are left to the CSV."""
+    telling = [one for one in each.speed.thresholds if max(*one.tl_epochs, *one.tl_kd_epochs) > 1]
+    rows = []
+    for one in telling:
+        mark = "primary" if one is each.speed.primary else ""
+        ends = (f"{number(one.low, 1, sign=True)} to {number(one.high, 1, sign=True)}" if math.isfinite(one.low)
+                else NONE)
+        rows.append((f"{percent(one.threshold, 0)} %", mark, f"{one.tl_reached} of {one.n_seeds}",
+                     f"{one.tl_kd_reached} of {one.n_seeds}", number(one.tl_mean, 1), number(one.tl_kd_mean, 1),
+                     number(one.tl_median, 1), number(one.tl_kd_median, 1), number(one.gain, 1, sign=True), ends,
+                     p_cell(one.p_seed)))
+    tl, kd = each.tl_label, each.label
+    heads = ("threshold", "", f"{tl} reached", f"{kd} reached", f"{tl} mean", f"{kd} mean", f"{tl} median",
+             f"{kd} median", "earlier by", "interval", "p, seeds")
+    left = len(each.speed.thresholds) - len(telling)
+    note = ("Epochs. Means are restricted: a run that never reaches the threshold counts as "
+            f"{found.study.training.epochs}. Medians are Kaplan-Meier's. Only the primary threshold is "
+            "tested; the p of the others describe.")
+    note += f" Left out: {left} lower thresholds that every run passes in its first epoch." if left else ""
+    return Table("Epochs to each accuracy threshold", heads, tuple(rows), "thresholds.csv", 2, note=note)
+
+
+def teachers(found: Findings, groups: Sequence[Group]) -> Table:
+    """The teachers on the test split beside the arms' students."""
+    rows = [(f"teacher {each.name}", each.spec.model, number(each.parameters, 0) if each.parameters else NONE,
+             *(_mean_sd(each.metrics[name], name == "log_loss") for name in NAMES if name != "recall"))
+            for each in found.teachers]
+    rows += [(f"student, {group.label}", found.study.student.model, NONE,
+              *(_mean_sd(group.metrics[name], name == "log_loss") for name in NAMES if name != "recall"))
+             for group in groups]
+    if all(row[2] == NONE for row in rows):
+        rows = [(*row[:2], *row[3:]) for row in rows]
+        counted: tuple[str, ...] = ()
+    else:
+        counted = ("parameters",)
+    heads = ("network", "model", *counted, *(text for name, text in NAMES.items() if name != "recall"))
+    return Table("Teacher and students on the test split", heads, tuple(rows), "teachers.csv", 2)
+
+
+def agreement(found: Findings) -> Table:
+    """How close each arm's students are to each teacher."""
+    frame = tables.agreement(found)
+    labels = {(each.arm, each.condition): each.label for each in found.agreements}
+    several = len(found.study.conditions) > 1
+    rows = tuple((labels[row["arm"], row["condition"]] + (f", {row["condition"]}" if several else ""), row["teacher"],
+                  percent(row["top1_mean"]), percent(row["top1_sd"]), number(row["kl_mean"], 4), number(row["kl_sd"], 4))
+                 for row in frame.to_dict("records"))
+    return Table("Agreement with the teacher on the test split",
+                 ("arm", "teacher", "same class first (%)", "sd", "KL from the teacher (nats)", "sd"), rows,
+                 "agreement.csv", 2, note="KL(teacher || student) at temperature 1, mean over test images; "
+                                          "an arm without a teacher is compared with each.")
+
+
+def data(found: Findings) -> Table:
+    """Samples of each class in each split."""
+    frame = tables.data(found)
+    splits = [split for split in ("train", "dev", "test") if frame[split].sum() > 0]
+    rows = [(row["class"], *(number(row[split], 0) for split in splits)) for row in frame.to_dict("records")]
+    rows.append(("all", *(number(float(frame[split].sum()), 0) for split in splits)))
+    return _short("Images of each class", ("class", *splits), rows, file="data.csv", totals=1, note="")
+
+
+def data_facts(card: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The rest of the data card, as pairs."""
+    facts = [("source", str(card.get("source", NONE)))]
+    for axis in ("height", "width"):
+        spread = card.get("native_size", {}).get(axis)
+        if spread:
+            low, middle, high = (number(spread[key], 0) for key in ("min", "median", "max"))
+            facts.append((f"native {axis}", f"{low} px" if low == high else f"{low} to {high} px, median {middle}"))
+    if card.get("stored_side"):
+        facts.append(("stored as", f"{card['stored_side']} px squares, fit: {card.get('fit', NONE)}"))
+    converted = card.get("converted") or {}
+    if converted:
+        facts.append(("converted to RGB", ", ".join(f"{number(many, 0)} of mode {mode}"
+                                                    for mode, many in converted.items())))
+    if card.get("turned"):
+        facts.append(("turned by EXIF", number(card["turned"], 0)))
+    return facts + [("note", str(note)) for note in card.get("notes") or []]
+
+
+def skipped(card: Mapping[str, Any]) -> Table | None:
+    """The images that were left out, the first thirty."""
+    left_out = card.get("skipped") or []
+    rows = tuple((str(each["id"]), str(each["reason"])) for each in left_out[:LONGEST])
+    note = f"{len(left_out) - LONGEST} more in data.json." if len(left_out) > LONGEST else ""
+    return Table("Images left out", ("image", "reason"), rows, "", 2, note=note) if rows else None
+
+
+def settings(found: Findings) -> Table:
+    """The resolved study."""
+    rows = tuple((row["key"], row["value"]) for row in tables.settings(found.study).to_dict("records"))
+    return Table("The study, every default filled in", ("key", "value"), rows, "settings.csv", 2)
+
+
+def cost(found: Findings) -> Table:
+    """What each stage and each arm's runs cost."""
+    rows = []
+    for row in tables.cost(found).to_dict("records"):
+        if isinstance(row["runs"], float) and math.isnan(row["runs"]):
+            whence = "from the cache" if row["from_cache"] else "made here"
+            rows.append((row["stage"], whence, duration(row["seconds"]), size(row["bytes"])))
+        else:
+            rows.append((row["stage"], f"{row['runs']:.0f} trained", duration(row["seconds"]), NONE))
+    return Table("Cost", ("stage", "", "time", "size"), tuple(rows), "cost.csv", 2,
+                 note="A teacher's time includes its features where they were made for it.")
+
+
+def failures(found: Findings) -> Table | None:
+    """Runs that failed or were not finished."""
+    rows = tuple((row["run_id"], row["reason"]) for row in tables.failures(found).to_dict("records"))
+    return Table("Runs that are missing", ("run", "reason"), rows, "failures.csv", 2) if rows else None

@@ -1,0 +1,305 @@
+"""What a study found in plain words: a headline, one statement a hypothesis with its verdict, and what to beware of."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from tlkd.contrasts import Contrast
+from tlkd.convergence import Convergence
+from tlkd.findings import Findings
+from tlkd.wording import count, digits_for, gain, listed, number, p_value, percent
+
+CLAIMS = {
+    1: "TL+KD classifies better than TL",
+    2: "TL+KD attends more to the foreground",
+    3: "TL+KD reaches a high accuracy in fewer epochs",
+    4: "TL+KD keeps its gain under difficulties",
+}
+NOT_EXAMINED = "not examined"
+ENDPOINTS = {"accuracy": "test accuracy", "balanced_accuracy": "balanced test accuracy"}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The verdict on one arm: its word, and what stands behind it, a paragraph each."""
+
+    label: str
+    word: str
+    paragraphs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One hypothesis: where no arm has evidence, `note` says why."""
+
+    number: int
+    claim: str
+    evidence: tuple[Evidence, ...]
+    note: str
+
+
+@dataclass(frozen=True)
+class Caution:
+    """Something to keep in mind; `grave` where it undoes what a reader would take the results for."""
+
+    grave: bool
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The page's first part."""
+
+    headline: str
+    statements: tuple[Statement, ...]
+    cautions: tuple[Caution, ...]
+
+
+def summarise(found: Findings) -> Summary:
+    """Put findings into words."""
+    why = "" if found.contrasts else f"No verdict: {_why_no_contrast(found)}"
+    absent = "Not examined in this study."
+    return Summary(headline(found), (
+        Statement(1, CLAIMS[1], tuple(_better(found, each) for each in found.contrasts), why),
+        Statement(2, CLAIMS[2], (), f"{absent} It is a question about attributions."),
+        Statement(3, CLAIMS[3], tuple(_sooner(found, each) for each in found.contrasts), why),
+        Statement(4, CLAIMS[4], (), f"{absent} It asks for conditions other than clean."),
+    ), tuple(cautions(found)))
+
+
+def contrast_label(found: Findings, each: Contrast) -> str:
+    """An arm's label, with its condition where the study has several."""
+    return each.label if len(found.study.conditions) == 1 else f"{each.label}, {each.condition}"
+
+
+def headline(found: Findings) -> str:
+    """The answer in a sentence or two."""
+    endpoint = ENDPOINTS[found.study.verdict.metric]
+    if not found.contrasts:
+        return f"Nothing to compare: {_why_no_contrast(found)}"
+    if len(found.contrasts) == 1:
+        return _one_headline(found.contrasts[0], endpoint)
+    words = {word: [contrast_label(found, each) for each in found.contrasts if each.verdict.word == word]
+             for word in ("supported", "refuted", "inconclusive")}
+    tl = found.contrasts[0].tl_label
+    least = f"{gain(found.study.verdict.smallest_gain, 1).lstrip('+')} points"
+    parts = [f"{listed(names)}: {text}" for names, text in (
+        (words["supported"], f"better than {tl} in {endpoint}."),
+        (words["refuted"], f"no gain of {least} over {tl}."),
+        (words["inconclusive"], "these runs cannot tell.")) if names]
+    return " ".join(parts)
+
+
+def _one_headline(each: Contrast, endpoint: str) -> str:
+    verdict = each.verdict
+    digits = digits_for(verdict.interval.low, verdict.interval.high)
+    size = number(100 * abs(verdict.gain), digits)
+    least = number(100 * verdict.smallest_gain, 1)
+    if verdict.word == "supported":
+        but = f" \N{EN DASH} surely less than the {least} points that matter" if verdict.too_small else ""
+        return f"The teacher helps: {each.label} is better than {each.tl_label} by {size} points of {endpoint}{but}."
+    if verdict.harmful:
+        return f"The teacher hurts: {each.label} is worse than {each.tl_label} by {size} points of {endpoint}."
+    if verdict.word == "refuted":
+        return f"The teacher does not help: a gain of {least} points of {endpoint} is ruled out."
+    return f"These runs cannot tell whether the teacher helps: {each.label} {_direction(verdict.gain, size)}, " \
+           "and chance alone could do that."
+
+
+def _direction(value: float, size: str) -> str:
+    if value == 0:
+        return "comes out level with TL"
+    return f"comes out {size} points {'above' if value > 0 else 'below'} TL"
+
+
+def _why_no_contrast(found: Findings) -> str:
+    if found.tl is None:
+        return "the study has no arm of kind tl to compare with."
+    if len(found.study.arms) == 1:
+        return f"{found.groups[0].label if found.groups else 'TL'} is the study's only arm."
+    if not found.groups:
+        return "no run has finished."
+    return "no seed has a finished run in both arms."
+
+
+# --- hypothesis 1 -----------------------------------------------------------------------------------------------------
+
+
+def _better(found: Findings, each: Contrast) -> Evidence:
+    paragraphs = (_metrics_sentence(found, each), _needed_sentence(each), _confusion_sentence(each),
+                  "Attribution: not examined; it comes with explanations.")
+    return Evidence(contrast_label(found, each), each.word, tuple(text for text in paragraphs if text))
+
+
+def _metrics_sentence(found: Findings, each: Contrast) -> str:
+    verdict, ends = each.verdict, each.verdict.interval
+    digits = digits_for(ends.low, ends.high)
+    tl = found.group(found.tl.name, each.condition) if found.tl is not None else None
+    against = f" against {each.tl_label}'s {percent(_level(found, each), digits)} %" if tl is not None else ""
+    start = f"Metrics: {verdict.word}. {gain(verdict.gain, digits)} points of {ENDPOINTS[found.study.verdict.metric]}" \
+            f"{against}"
+    sizes = f"{count(verdict.n_seeds, 'seed')}, {count(verdict.n_images, 'test image')}"
+    adjusted = f", Holm-adjusted over {verdict.contrasts} contrasts" if verdict.contrasts > 1 else ""
+    tests = (f"over seeds {p_value(verdict.p_seed_adjusted)}, over test images {p_value(verdict.p_image_adjusted)}"
+             f"{adjusted}")
+    if np.isnan(ends.low):
+        return f"{start} ({sizes}; one seed gives no interval; {tests})."
+    return (f"{start} ({number(100 * (1 - verdict.level), 0)} % interval {gain(ends.low, digits)} to "
+            f"{gain(ends.high, digits)}, which covers {ends.covers}; {tests}; {sizes}). "
+            f"The smallest gain that matters is set to {number(100 * verdict.smallest_gain, 1)} points.")
+
+
+def _level(found: Findings, each: Contrast) -> float:
+    group = found.group(found.tl.name, each.condition) if found.tl is not None else None
+    if group is None:
+        return float("nan")
+    rows = [group.seeds.index(seed) for seed in each.seeds]
+    return float(group.metrics[found.study.verdict.metric][rows].mean())
+
+
+def _needed_sentence(each: Contrast) -> str:
+    verdict, needed = each.verdict, each.verdict.needed
+    if needed is None:
+        return ""
+    least = f"To show a gain of {number(100 * verdict.smallest_gain, 1)} points with 80 % power"
+    if needed.seeds is None or needed.images is None:
+        return f"{least}, more than one seed is needed before it can be said how many."
+    text = (f"{least}, judged by the observed spread, needs about {count(needed.seeds, 'seed')} (here "
+            f"{number(verdict.n_seeds, 0)}) and about {count(needed.images, 'test image')} (here "
+            f"{number(verdict.n_images, 0)}).")
+    if needed.seeds <= verdict.n_seeds and needed.images <= verdict.n_images:
+        text += " There are enough of both: the gain itself lies too near to the border to be called."
+    return text
+
+
+def _confusion_sentence(each: Contrast) -> str:
+    matrix = each.confusions
+    even = len(matrix.rows) - matrix.gaining - matrix.losing
+    stay = f", {even} {'stays' if even == 1 else 'stay'} level" if even else ""
+    change = "fall" if matrix.fewer_errors > 0 else "rise" if matrix.fewer_errors < 0 else "stay as they are"
+    amount = f" by {number(abs(matrix.fewer_errors), 1)} on average over seeds" if matrix.fewer_errors else ""
+    return (f"Confusion: {'agrees' if matrix.agrees else 'does not agree'} that {each.label} is better. "
+            f"{count(matrix.gaining, 'class').capitalize()} gain{'s' if matrix.gaining == 1 else ''} true positives, "
+            f"{number(matrix.losing, 0)} lose{'s' if matrix.losing == 1 else ''}{stay}; "
+            f"the errors off the diagonal {change}{amount}.")
+
+
+# --- hypothesis 3 -----------------------------------------------------------------------------------------------------
+
+
+def _sooner(found: Findings, each: Contrast) -> Evidence:
+    speed, one = each.speed, each.speed.primary
+    label = contrast_label(found, each)
+    if one is None:
+        return Evidence(label, speed.word, ("No accuracy threshold was reached by half of TL's runs, so there is no "
+                                            "epoch to compare.",))
+    crossing = crossing_sentence(each)
+    tests = p_value(speed.p_adjusted) + (
+        f", Holm-adjusted over {speed.contrasts} contrasts" if speed.contrasts > 1 else "")
+    spread = "one seed gives no interval" if np.isnan(one.low) else (
+        f"{number(100 * (1 - found.study.verdict.level), 0)} % interval {number(one.low, 1, sign=True)} to "
+        f"{number(one.high, 1, sign=True)}, which covers {one.covers}")
+    first = (f"To {percent(one.threshold, 0)} % accuracy on the {found.study.selection} split {each.label} takes "
+             f"{number(one.tl_kd_mean, 1)} epochs on average and {each.tl_label} {number(one.tl_mean, 1)}: "
+             f"{_apart(one)} ({spread}; over seeds {tests}; {count(one.n_seeds, 'seed')}).")
+    reached = (f"{one.tl_kd_reached} of {one.n_seeds} runs reach it with {each.label}, {one.tl_reached} of "
+               f"{one.n_seeds} with {each.tl_label}; one that never does counts as {count(one.horizon, 'epoch')}. It "
+               f"is the highest threshold that at least half of {each.tl_label}'s runs reach. {crossing}")
+    needed = ""
+    if speed.word == "inconclusive" and speed.seeds_needed is not None:
+        needed = (f"To show a lead of {count(found.study.verdict.smallest_epochs, 'epoch')} with 80 % power, judged by "
+                  f"the observed spread, needs about {count(speed.seeds_needed, 'seed')} (here {one.n_seeds}).")
+    return Evidence(label, speed.word, tuple(text for text in (first, reached, needed) if text))
+
+
+def _apart(one: Convergence) -> str:
+    if one.gain == 0:
+        return "no difference"
+    return f"{number(abs(one.gain), 1)} {'earlier' if one.gain > 0 else 'later'}"
+
+
+def crossing_sentence(each: Contrast) -> str:
+    """Where the mean curves cross."""
+    if not each.speed.crossings:
+        return "The mean curves do not cross."
+    epochs = [str(epoch) for epoch in each.speed.crossings]
+    if len(epochs) > 5:
+        return f"The mean curves cross {len(epochs)} times, first at epoch {epochs[0]}: they run close together."
+    return f"The mean curves cross at epoch{'s' if len(epochs) > 1 else ''} {listed(epochs)}."
+
+
+# --- what to beware of ------------------------------------------------------------------------------------------------
+
+
+def cautions(found: Findings) -> Iterator[Caution]:
+    """What a reader must know before believing the verdicts, gravest first."""
+    study = found.study
+    if study.selection == "test":
+        yield Caution(True, "Chosen on the test split", (
+            "schedules, early stopping and the reported epoch looked at the test split after each epoch, as the thesis "
+            "did (`selection: test`). The accuracies are too high by an unknown amount, and no verdict here speaks of "
+            "new images."))
+    if found.failures or found.unfinished:
+        bad = [f"{name} ({why})" for name, why in found.failures.items()]
+        bad += [f"{name} (not finished)" for name in found.unfinished]
+        shown = [*bad[:6], f"{len(bad) - 6} more"] if len(bad) > 6 else bad
+        yield Caution(True, f"{len(bad)} of {found.planned} runs are missing",
+                      f"{'; '.join(shown)}. Arms are compared over the seeds that both finished.")
+    yield from _teacher_cautions(found)
+    yield from _chance_cautions(found)
+    yield from _data_cautions(found)
+    if study.student.batch_norm == "train":
+        yield Caution(False, "Frozen layers moved", "batch normalisation kept updating its statistics in frozen layers "
+                      "(`batch_norm: train`), so features changed at every step.")
+    if study.training.report_epoch == "best" and study.selection == "dev":
+        yield Caution(False, "Best epoch", "each run reports the epoch that was best on the dev split, not its last.")
+
+
+def _teacher_cautions(found: Findings) -> Iterator[Caution]:
+    for each in found.teachers:
+        if each.no_better:
+            yield Caution(False, f"The teacher {each.name} is no better than the student alone",
+                          f"it has {percent(float(each.metrics['accuracy'].mean()), 1)} % test accuracy, where TL "
+                          f"students reach {percent(mean_tl_accuracy(found), 1)} % without it.")
+    one = [name for name, teacher in found.study.used_teachers.items() if not teacher.per_seed]
+    if one:
+        yield Caution(False, "One teacher for all seeds", f"the spread over seeds does not hold the chance that lies "
+                      f"in fitting {listed(one)} itself (`per_seed: true` fits one a seed).")
+
+
+def mean_tl_accuracy(found: Findings) -> float:
+    """The mean test accuracy of the TL students, nan where there are none."""
+    means = [group.metrics["accuracy"].mean() for group in found.groups
+             if found.tl is not None and group.arm.name == found.tl.name]
+    return float(max(means)) if means else float("nan")
+
+
+def _chance_cautions(found: Findings) -> Iterator[Caution]:
+    if not found.contrasts:
+        return
+    fewest = min(len(each.seeds) for each in found.contrasts)
+    smallest = min(1.0, 2.0 ** (1 - fewest) * len(found.contrasts))
+    family = f" ({len(found.contrasts)} contrasts, Holm)" if len(found.contrasts) > 1 else ""
+    if smallest >= found.study.verdict.level:
+        yield Caution(True, "Too few seeds to support anything", f"with {count(fewest, 'seed')} the smallest p that "
+                      f"the test over seeds can give is {number(smallest, 3)}{family}, which is not below "
+                      f"{found.study.verdict.level:g}.")
+    elif fewest < 10:
+        yield Caution(False, "Few seeds", f"with {count(fewest, 'seed')} the smallest p that the test over seeds can "
+                      f"give is {number(smallest, 3)}{family}; the interval covers seeds only, not other test images.")
+
+
+def _data_cautions(found: Findings) -> Iterator[Caution]:
+    if not found.balanced:
+        low, high = int(found.test_counts.min()), int(found.test_counts.max())
+        which = ("accuracy leans towards the large ones" if found.study.verdict.metric == "accuracy"
+                 else "the verdict weighs classes equally")
+        yield Caution(False, "The test split is unbalanced",
+                      f"classes have {number(low, 0)} to {number(high, 0)} test images: {which}.")
+    skipped = found.card.get("skipped") or []
+    if skipped:
+        shown = "; ".join(f"{each['id']} ({each['reason']})" for each in skipped[:3])
+        more = f"; and {len(skipped) - 3} more, listed below" if len(skipped) > 3 else ""
+        yield Caution(False, f"{count(len(skipped), 'image')} left out", f"{shown}{more}.")

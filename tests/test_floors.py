@@ -1,0 +1,77 @@
+"""The table of floors: a module imports only from lower floors. Read from the source, so that no import is missed."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import tlkd
+
+FLOORS = {
+    # ground: anyone may import it
+    "errors": -1,
+    # 0, pure
+    "specs": 0, "seeding": 0, "losses": 0, "statistics": 0, "progress": 0, "dropout": 0, "evaluation": 0, "images": 0,
+    # 1
+    "store": 1, "views": 1, "convergence": 1, "weights": 1, "sources": 1,
+    # 2
+    "datasets": 2, "models": 2, "batches": 2, "folder": 2,
+    # 3
+    "banks": 3, "training": 3, "provenance": 3, "checks": 3, "contrasts": 3,
+    # 4 and up
+    "study": 4, "findings": 4, "doctor": 4, "wording": 5, "tables": 5, "figures": 5, "report": 6, "cli": 7,
+    "__main__": 8,
+}
+PURE = {"specs": {"torch"}, "statistics": {"torch"}, "evaluation": {"torch"}, "store": {"torch"}, "folder": {"torch"},
+        "findings": {"torch"}, "tables": {"torch"}, "figures": {"torch"}, "report": {"torch"}}
+"""What a module may import from nowhere at all, floors aside: the report is drawn without torch."""
+
+
+def imports(tree: ast.Module) -> set[str]:
+    """The modules of tlkd, and the packages, that a source imports, wherever in it the import stands."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "tlkd":
+            found |= {f"tlkd.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def breaches(sources: dict[str, str]) -> list[str]:
+    """The imports that go sideways or upwards, or bring torch where it may not be."""
+    bad = []
+    for name, source in sources.items():
+        for imported in sorted(imports(ast.parse(source))):
+            package, _, inner = imported.partition(".")
+            if package in PURE.get(name, set()):
+                bad.append(f"{name} imports {imported}")
+            target = inner.partition(".")[0]
+            if package == "tlkd" and target in FLOORS and FLOORS[target] >= FLOORS[name]:
+                bad.append(f"{name} (floor {FLOORS[name]}) imports {target} (floor {FLOORS[target]})")
+    return bad
+
+
+@pytest.fixture(scope="module")
+def sources() -> dict[str, str]:
+    folder = Path(tlkd.__file__).parent
+    return {path.stem: path.read_text() for path in sorted(folder.glob("*.py")) if path.stem != "__init__"}
+
+
+def test_every_module_has_a_floor(sources: dict[str, str]) -> None:
+    assert set(sources) == set(FLOORS)
+
+
+def test_imports_go_downwards(sources: dict[str, str]) -> None:
+    assert breaches(sources) == []
+
+
+@pytest.mark.parametrize(("module", "line", "said"), [
+    ("losses", "from tlkd.study import run_study", "losses (floor 0) imports study (floor 4)"),
+    ("training", "def f():\n    from tlkd import banks", "training (floor 3) imports banks (floor 3)"),
+    ("report", "import torch.nn", "report imports torch.nn"),
+])
+def test_a_planted_import_is_found(sources: dict[str, str], module: str, line: str, said: str) -> None:
+    assert breaches({**sources, module: sources[module] + "\n" + line}) == [said]

@@ -1,0 +1,366 @@
+import itertools
+import math
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from tlkd import statistics
+from tlkd.statistics import (
+    Needed,
+    holm,
+    image_permutation,
+    interval,
+    judge,
+    mcnemar,
+    needed,
+    sign_flip,
+    t_interval,
+    verdicts,
+    wilcoxon,
+)
+
+# Columns of the thesis's table 6.3, airplane to truck.
+FOREGROUND_POS = {"tl": [5532, 12010, 12293, 21465, 18192, 19277, 11510, 11404, 14029, 17514],
+                  "kd": [5071, 12100, 10776, 43021, 20361, 27104, 13361, 14054, 15519, 17247]}
+FOREGROUND_NEG = {"tl": [-5248, -8869, -10611, -16568, -15582, -16120, -8829, -9848, -11110, -12479],
+                  "kd": [-3562, -6698, -7850, -30318, -15231, -17838, -9659, -11173, -10471, -11066]}
+BACKGROUND_POS = {"tl": [18587, 13821, 30261, 3138, 7269, 9059, 8131, 8003, 10825, 10968],
+                  "kd": [12327, 9726, 21938, 4802, 8670, 6302, 9657, 8272, 7560, 9585]}
+FOREGROUND_DIFF = {"tl": [284, 3141, 1682, 4897, 2610, 3157, 2681, 1556, 2919, 5035],
+                   "kd": [1509, 5402, 2926, 12703, 5130, 9266, 3702, 2881, 5048, 6181]}
+BACKGROUND_DIFF = {"tl": [-816, -297, 5385, 27, 619, 1041, 500, 211, 2307, 1374],
+                   "kd": [166, 390, 5063, -375, 912, 630, 1752, 796, 1841, 2000]}
+
+seeds_of_differences = st.lists(st.integers(-50, 50), min_size=1, max_size=10)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Fewer resamples, and none of statsmodels' garbage collection, for tests that judge hundreds of times."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 499)
+    monkeypatch.setattr("gc.collect", lambda *generation: 0)
+
+
+def literal_flips(values):
+    """All signs, one after the other."""
+    observed = abs(math.fsum(values))
+    signs = list(itertools.product([1, -1], repeat=len(values)))
+    tolerance = 1e-9 * math.fsum(abs(value) for value in values)
+    hits = [abs(math.fsum(s * v for s, v in zip(sign, values, strict=True))) >= observed - tolerance for sign in signs]
+    return sum(hits) / len(hits)
+
+
+def images(random, seeds, count, chances, effects=(0.0, 0.0)):
+    """Differences -1, 0, 1 `[seed, image]` with chances of better and worse, and sd of image and seed effects."""
+    shift = random.normal(0, effects[0], count) + random.normal(0, effects[1], (seeds, 1))
+    uniform = random.random((seeds, count))
+    better, worse = (np.clip(chance + sign * shift, 0, 1) for chance, sign in zip(chances, (1, -1), strict=True))
+    return (uniform < better).astype(float) - (uniform > 1 - worse)
+
+
+# Tests over seeds
+
+
+@given(seeds_of_differences)
+def test_sign_flip_equals_its_literal_twin(values):
+    assert sign_flip(values) == pytest.approx(literal_flips(values), abs=1e-12)
+
+
+def test_sign_flip_equals_scipys_exact_permutation_test():
+    values = np.random.default_rng(0).normal(0.4, 1, 9)
+    theirs = stats.permutation_test((values,), np.sum, permutation_type="samples", n_resamples=np.inf)
+    assert sign_flip(values) == pytest.approx(theirs.pvalue, abs=1e-12)
+
+
+@given(seeds_of_differences, st.randoms(), st.floats(1e-6, 1e6))
+def test_sign_flip_is_bounded_and_indifferent_to_sign_order_and_scale(values, random, scale):
+    p = sign_flip(values)
+    shuffled = random.sample(values, len(values))
+    assert 2.0 ** (1 - len(values)) <= p <= 1
+    assert p == sign_flip(shuffled) == sign_flip([-value for value in values])
+    assert p == sign_flip([value * scale for value in values])
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3, 6, 10, 20])
+def test_the_smallest_p_over_seeds_is_what_the_design_says(seeds):
+    assert sign_flip(np.ones(seeds)) == 2.0 ** (1 - seeds)
+
+
+def test_ties_count_although_their_last_bits_differ():
+    # 0.1 + 0.2 - 0.3 is 5.6e-17, not 0: without a tolerance the tie with the observed sum would be lost.
+    assert sign_flip([0.3, -0.1, -0.2]) == 1
+    assert sign_flip([0.1, 0.2, 0.3]) == 0.25
+
+
+def test_all_differences_zero_gives_one():
+    assert sign_flip([0, 0, 0]) == image_permutation(np.zeros((3, 5))) == wilcoxon([1, 2], [1, 2]) == 1
+
+
+def test_many_seeds_are_flipped_at_random_and_agree_with_the_normal_law():
+    values = np.random.default_rng(1).normal(0.25, 1, 60)
+    p = sign_flip(values)
+    normal = 2 * stats.norm.sf(abs(values.sum()) / math.sqrt((values**2).sum()))
+    assert p == sign_flip(values)
+    assert p == pytest.approx(normal, abs=0.01)
+    assert sign_flip(np.ones(40)) == 1 / 100_000
+
+
+def rejections(test, level=0.05, trials=1000):
+    random = np.random.default_rng(2)
+    return np.mean([test(random.normal(0, 1, 8)) < level for _ in range(trials)])
+
+
+def test_sign_flip_keeps_its_level_and_a_planted_one_sided_p_would_not():
+    margin = 3 * math.sqrt(0.05 * 0.95 / 1000)
+    assert 0.05 - 2 * margin < rejections(sign_flip) <= 0.05 + margin
+    assert rejections(lambda values: sign_flip(values) / 2) > 0.05 + margin
+
+
+# Tests over images
+
+
+@settings(max_examples=50)
+@given(st.lists(st.lists(st.integers(-1, 1), min_size=9, max_size=9), min_size=1, max_size=4))
+def test_the_exact_image_test_equals_its_literal_twin(differences):
+    assert image_permutation(differences) == pytest.approx(literal_flips(np.sum(differences, axis=0)), abs=1e-9)
+
+
+@pytest.mark.parametrize("wins", [5000, 5010, 5100, 5300, 6000])
+def test_the_exact_image_test_equals_the_binomial_where_all_images_weigh_the_same(wins):
+    values = np.ones((1, 10_000))
+    values[0, wins:] = -1
+    assert image_permutation(values) == pytest.approx(max(stats.binomtest(wins, 10_000).pvalue, 1e-10), abs=2e-12)
+
+
+def test_the_monte_carlo_image_test_agrees_with_enumeration_and_with_explicit_flips():
+    values = np.random.default_rng(3).normal(0.15, 1, (3, 12))
+    values[:, 7:] = values[:, :1]  # images of one magnitude share a binomial draw
+    p = image_permutation(values)
+    sums = values.sum(axis=0)
+    flipped = np.random.default_rng(4).choice([-1.0, 1.0], (50_000, 12)) @ sums
+    explicit = np.mean(np.abs(flipped) >= abs(sums.sum()) * (1 - 1e-9))
+    assert 0.05 < p < 0.95
+    assert p == image_permutation(values)
+    assert p == pytest.approx(literal_flips(sums), abs=0.006)  # 4 sd of 99,999 draws
+    assert p == pytest.approx(explicit, abs=0.012)
+
+
+def test_the_image_test_never_says_zero():
+    assert image_permutation(np.ones((2, 500))) == statistics.SMALLEST_EXACT_P
+    assert image_permutation(np.full((1, 500), 0.5)) == 1 / 100_000
+
+
+def test_balanced_weights_go_the_monte_carlo_way_and_agree_with_the_exact_one():
+    differences = images(np.random.default_rng(5), 4, 300, (0.10, 0.06))
+    assert image_permutation(differences * 0.37) == pytest.approx(image_permutation(differences), abs=0.006)
+
+
+# Intervals
+
+
+@pytest.mark.parametrize("seeds", [2, 9])
+def test_few_seeds_get_students_interval_and_say_what_it_covers(seeds):
+    differences = np.random.default_rng(6).normal(0.1, 1, (seeds, 50))
+    found = interval(differences, 0.1, given="one teacher")
+    means = differences.mean(axis=1)
+    theirs = stats.ttest_1samp(means, 0).confidence_interval(0.9)
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high))
+    assert found.covers == "seeds, on this one test set, given one teacher"
+
+
+def test_one_seed_gets_no_interval_and_no_claim():
+    verdict = judge(np.ones((1, 100)), 0.005, 0.05)
+    assert math.isnan(verdict.interval.low) and verdict.interval.method == "one seed: no interval"
+    assert (verdict.word, verdict.p_seed) == ("inconclusive", 1)
+    assert verdict.needed == Needed(None, 1) and math.isnan(verdict.effect)
+
+
+def test_ten_seeds_get_the_bootstrap_over_seeds_and_images():
+    random = np.random.default_rng(7)
+    differences = images(random, 10, 400, (0.2, 0.15), (0.1, 0.02))
+    found = interval(differences, 0.05)
+    literal = np.random.default_rng(8)
+    means = [differences[np.ix_(literal.integers(0, 10, 10), literal.integers(0, 400, 400))].mean()
+             for _ in range(4000)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    assert found == interval(differences, 0.05)
+    assert found.covers == "seeds and test images"
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.07 * (high - low))
+
+
+def test_the_bootstrap_sees_either_chance_alone():
+    seeds_vary = np.repeat(np.random.default_rng(9).normal(0, 1, (10, 1)), 30, axis=1)
+    images_vary = np.repeat(np.random.default_rng(10).normal(0, 1, (1, 900)), 10, axis=0)
+    for table, sd in ((seeds_vary, seeds_vary[:, 0].std() / math.sqrt(10)), (images_vary, images_vary[0].std() / 30)):
+        found = interval(table, 0.05)
+        assert found.high - found.low == pytest.approx(2 * 1.96 * sd, rel=0.06)
+
+
+def test_the_bootstrap_covers_a_true_gain_over_new_seeds_and_new_images(quick):
+    random = np.random.default_rng(11)
+    true = 0.05
+    found = [interval(true + random.normal(0, 0.03, (12, 1)) + random.normal(0, 0.3, 80)
+                      + random.normal(0, 0.3, (12, 80)), 0.1) for _ in range(80)]
+    covered = np.mean([ends.low <= true <= ends.high for ends in found])
+    assert covered > 0.80
+
+
+def test_a_whole_test_set_is_resampled_in_seconds():
+    differences = images(np.random.default_rng(12), 10, 10_000, (0.06, 0.05))
+    start = time.process_time()
+    interval(differences, 0.05)
+    assert time.process_time() - start < 8  # about 1 s on an idle core
+
+
+def test_rounded_values_keep_a_least_spread():
+    assert t_interval([2, 2, 2], 0.05) == (2, 2)
+    low, high = t_interval([2, 2, 2], 0.05, least_spread=0.5)
+    assert high - 2 == pytest.approx(2 - low) and high - 2 == pytest.approx(4.302653 * 0.5 / math.sqrt(3))
+
+
+# Families and outside oracles
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([]).size == 0
+    # Six seeds give .031, which two contrasts already break.
+    assert holm([2**-5, 2**-5])[0] > 0.05
+
+
+def test_mcnemar_is_the_binomial_test_of_the_discordant_images():
+    a = np.array([1] * 9 + [0] * 2 + [1] * 5)
+    b = np.array([0] * 9 + [1] * 2 + [1] * 5)
+    assert mcnemar(a, b) == pytest.approx(stats.binomtest(9, 11).pvalue)
+    assert mcnemar(a, a) == 1
+
+
+@pytest.mark.parametrize(("a", "b", "p"), [
+    (FOREGROUND_POS["tl"], np.abs(FOREGROUND_NEG["tl"]), 0.001953),
+    (FOREGROUND_POS["kd"], np.abs(FOREGROUND_NEG["kd"]), 0.001953),
+    (FOREGROUND_DIFF["tl"], FOREGROUND_DIFF["kd"], 0.001953),
+    (BACKGROUND_DIFF["tl"], BACKGROUND_DIFF["kd"], 0.1934),
+    (BACKGROUND_POS["tl"], BACKGROUND_POS["kd"], 0.1602),
+    (FOREGROUND_NEG["tl"], FOREGROUND_NEG["kd"], 0.7695),
+    (FOREGROUND_POS["tl"], FOREGROUND_POS["kd"], 0.084),
+])
+def test_wilcoxon_returns_the_theses_numbers(a, b, p):
+    assert wilcoxon(a, b) == pytest.approx(p, abs=6e-5 if p != 0.084 else 5e-4)
+
+
+def test_the_foreground_share_rises_in_eight_of_ten_images():
+    share = {arm: np.array(FOREGROUND_POS[arm]) / (np.array(FOREGROUND_POS[arm]) + BACKGROUND_POS[arm])
+             for arm in ("tl", "kd")}
+    assert np.sum(share["kd"] > share["tl"]) == 8
+    assert wilcoxon(share["kd"], share["tl"]) == pytest.approx(0.009766, abs=5e-7)
+
+
+def test_wilcoxon_with_ties_equals_scipys_exact_permutation():
+    a, b = np.array([3, 4, 5, 1, 9, 2, 2]), np.array([1, 2, 6, 0, 5, 2, 3])
+    differences = (a - b)[a != b]
+    exact = stats.wilcoxon(differences, method=stats.PermutationMethod(n_resamples=10**6)).pvalue
+    assert wilcoxon(a, b) == pytest.approx(exact)
+
+
+# How many seeds and images
+
+
+def test_needed_gives_eighty_percent_power_over_seeds_and_over_images():
+    random = np.random.default_rng(13)
+    differences = 5 + random.normal(0, 0.02, (10, 1)) + random.normal(0, 0.4, (1, 500))
+    spread = differences.mean(axis=1).std(ddof=1)
+    wanted = needed(differences, 0.01, 0.05)
+    draws = random.normal(0.01, spread, (4000, wanted.seeds))
+    assert np.mean(stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05) == pytest.approx(0.8, abs=0.03)
+    sd = differences.mean(axis=0).std(ddof=1)
+    power = stats.norm.sf(1.96 - 0.01 * math.sqrt(wanted.images) / sd)
+    assert power == pytest.approx(0.8, abs=0.005)
+
+
+@given(st.floats(-10, 10))
+@settings(max_examples=20)
+def test_needed_does_not_look_at_the_observed_gain(shift):
+    differences = np.random.default_rng(14).normal(0, 1, (5, 40))
+    assert needed(differences + shift, 0.2, 0.05) == needed(differences, 0.2, 0.05)
+
+
+def test_needed_asks_for_at_least_what_the_sign_flip_permits():
+    steady = np.random.default_rng(15).normal(0, 1e-6, (4, 30))
+    for contrasts, fewest in ((1, 6), (2, 7), (8, 9)):
+        assert needed(steady, 0.1, 0.05, contrasts).seeds == fewest
+        assert contrasts * 2.0 ** (1 - fewest) < 0.05 <= contrasts * 2.0 ** (2 - fewest)
+    assert needed(np.ones((3, 4)), 0.1, 0.05) == Needed(6, 1)
+    assert needed(np.eye(3)[:, :1], 0.1, 0.05).images is None
+
+
+# Verdicts
+
+
+def test_a_clear_gain_is_supported_and_a_clear_loss_refuted_as_harmful(quick):
+    differences = images(np.random.default_rng(16), 10, 2000, (0.10, 0.04))
+    good, bad = judge(differences, 0.005, 0.05), judge(-differences, 0.005, 0.05)
+    assert (good.word, good.too_small, good.harmful, good.needed) == ("supported", False, False, None)
+    assert (bad.word, bad.harmful, bad.needed) == ("refuted", True, None)
+    assert good.gain == pytest.approx(0.06, abs=0.01) and good.gain == -bad.gain and good.effect == -bad.effect
+    assert (good.n_seeds, good.n_images) == (10, 2000)
+    means = differences.mean(axis=1)
+    assert good.effect == pytest.approx(means.mean() / means.std(ddof=1))
+
+
+def test_a_sure_but_too_small_gain_is_supported_and_flagged(quick):
+    verdict = judge(images(np.random.default_rng(17), 10, 5000, (0.012, 0.008)), 0.02, 0.05)
+    assert verdict.word == "supported" and verdict.too_small
+
+
+def test_no_difference_at_all_is_refuted_with_p_one():
+    verdict = judge(np.zeros((10, 50)), 0.005, 0.05)
+    assert (verdict.word, verdict.p_seed, verdict.p_image, verdict.harmful) == ("refuted", 1, 1, False)
+    assert math.isnan(verdict.effect)
+
+
+def test_three_seeds_cannot_support_anything():
+    verdict = judge(images(np.random.default_rng(18), 3, 2000, (0.2, 0.0)), 0.005, 0.05)
+    assert verdict.p_seed == 0.25 and verdict.interval.low > 0
+    assert verdict.word == "inconclusive" and verdict.needed is not None and verdict.needed.seeds >= 6
+
+
+def test_the_family_is_adjusted_together():
+    differences = images(np.random.default_rng(19), 6, 2000, (0.1, 0.02))
+    alone = judge(differences, 0.005, 0.05)
+    pair = verdicts({"one": differences, "two": differences[:, ::-1]}, 0.005, 0.05)
+    assert alone.word == "supported" and alone.p_seed == alone.p_seed_adjusted == 2**-5
+    assert {verdict.word for verdict in pair.values()} == {"inconclusive"}
+    assert pair["one"].p_seed_adjusted == 2**-4 and pair["one"].contrasts == 2
+    assert verdicts({}, 0.005, 0.05) == {}
+
+
+def test_support_needs_both_chances():
+    # Six seeds agree, but they agree about two of a hundred images: another test set may hold no such image.
+    differences = np.zeros((6, 100))
+    differences[:, 0] = differences[1:, 1] = 1
+    verdict = judge(differences, 0.005, 0.05)
+    assert verdict.interval.low > 0 and verdict.p_seed == 2**-5
+    assert verdict.p_image == pytest.approx(0.5)
+    assert verdict.word == "inconclusive"
+
+
+def test_the_verdict_keeps_its_level_and_has_power(quick):
+    random = np.random.default_rng(21)
+    null = [judge(images(random, 10, 200, (0.15, 0.15), (0.03, 0.02)), 0.005, 0.05).word for _ in range(60)]
+    gain = [judge(images(random, 10, 400, (0.20, 0.10), (0.03, 0.02)), 0.005, 0.05).word for _ in range(10)]
+    assert null.count("supported") / 60 <= 0.025 + 3 * math.sqrt(0.025 * 0.975 / 60)
+    assert gain.count("supported") >= 9
+
+
+@pytest.mark.parametrize("call", [
+    lambda: sign_flip([]), lambda: sign_flip([1, math.nan]), lambda: image_permutation([1, 2]),
+    lambda: interval(np.zeros((0, 3)), 0.05), lambda: holm([1.2]), lambda: holm([math.nan]),
+    lambda: mcnemar([1, 0], [1]), lambda: wilcoxon([1, 2], [1]), lambda: needed(np.eye(3), 0, 0.05),
+])
+def test_bad_input_is_refused(call):
+    with pytest.raises(ValueError, match="expected"):
+        call()

@@ -1,0 +1,208 @@
+"""The pipeline on small real images with real ImageNet weights."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tlkd import study as pipeline
+from tlkd.errors import BadInput
+from tlkd.folder import StudyFolder
+from tlkd.specs import Study, apply_set, validate
+from tlkd.study import run_study
+
+CPU = torch.device("cpu")
+
+
+def small_study(folder: Path, *assignments: str) -> Study:
+    """Two arms, two seeds, 32-pixel lite0 from lite1: seconds."""
+    raw: dict[str, Any] = {
+        "name": "small",
+        "data": {"source": f"folder:{folder}", "dev_fraction": 0.2},
+        "student": {"model": "packaged:efficientnet_lite0", "input_size": 32},
+        "teachers": {"lite1": {"model": "packaged:efficientnet_lite1", "input_size": 40}},
+        "arms": [{"name": "tl", "kind": "tl"},
+                 {"name": "tl_kd", "kind": "tl_kd", "teacher": "lite1", "soft_weight": 0.5, "temperature": 4}],
+        "training": {"epochs": 3, "batch_size": 16, "learning_rate": 0.02},
+        "seeds": [0, 1],
+    }
+    for assignment in assignments:
+        apply_set(raw, assignment)
+    return validate(raw, "small.yaml")
+
+
+def numbers(out: Path) -> pd.DataFrame:
+    """results.csv without what a clock decides."""
+    return pd.read_csv(out / "results.csv").drop(columns="seconds")
+
+
+def weights(out: Path, run_id: str) -> bytes:
+    return (out / "runs" / run_id / "model.safetensors").read_bytes()
+
+
+def test_a_study_leaves_what_it_promises(shapes_folder: Path, own_cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run_study(small_study(shapes_folder), out, CPU) == {}
+    table = pd.read_csv(out / "results.csv")
+    assert list(table.columns) == list(pipeline.RESULT_COLUMNS)
+    assert table["run_id"].tolist() == ["tl-clean-0", "tl_kd-clean-0", "tl-clean-1", "tl_kd-clean-1"]
+    assert table["test_accuracy"].min() > 1 / 3
+    assert table["teacher_agreement"].between(0, 1).all()
+    for run_id in table["run_id"]:
+        names = {path.name for path in (out / "runs" / run_id).iterdir()}
+        assert names == {"spec.json", "history.csv", "predictions.npz", "model.safetensors", "result.json", "manifest.json"}
+    run = StudyFolder(out).runs()[0]
+    predictions = StudyFolder(out).predictions(run)
+    assert predictions.logits.shape == (24, 3)
+    assert predictions.logits.dtype == np.float32
+    assert predictions.sample_ids[0].startswith("test/")
+    accuracy = (predictions.logits.argmax(1) == predictions.labels).mean()
+    assert table["test_accuracy"][0] == pytest.approx(accuracy)
+    provenance = StudyFolder(out).provenance
+    assert provenance["versions"]["torch"] == torch.__version__.partition("+")[0] or provenance["versions"]["torch"]
+    assert not (out / ".work").exists()
+    assert (out / "teachers" / "lite1" / "predictions.npz").is_file()
+
+
+def test_a_finished_run_is_never_repeated(shapes_folder: Path, own_cache: Path, tmp_path: Path,
+                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    spec = small_study(shapes_folder)
+    run_study(spec, out, CPU)
+    before = numbers(out)
+    trained: list[str] = []
+    real = pipeline.train
+    monkeypatch.setattr(pipeline, "train", lambda *a, **k: trained.append(a[-1]) or real(*a, **k))
+    shutil.rmtree(out / "runs" / "tl_kd-clean-1")
+    run_study(spec, out, CPU)
+    assert trained == ["tl_kd-clean-1"]  # neither the teacher nor any other run
+    pd.testing.assert_frame_equal(before, numbers(out))
+
+
+def test_cached_and_live_agree(shapes_folder: Path, own_cache: Path, tmp_path: Path) -> None:
+    run_study(small_study(shapes_folder), tmp_path / "cached", CPU)
+    run_study(small_study(shapes_folder, "bank=off"), tmp_path / "live", CPU)
+    cached, live = StudyFolder(tmp_path / "cached"), StudyFolder(tmp_path / "live")
+    for run in cached.runs():
+        a, b = cached.predictions(run), live.predictions(run)
+        np.testing.assert_allclose(a.logits, b.logits, rtol=0, atol=1e-3)
+        np.testing.assert_allclose(cached.history(run)["train_loss"], live.history(run)["train_loss"], rtol=1e-4)
+        assert cached.result(run)["test_accuracy"] == live.result(run)["test_accuracy"]
+
+
+def test_without_soft_weight_an_arm_is_tl_bit_for_bit(shapes_folder: Path, own_cache: Path, tmp_path: Path) -> None:
+    for trainable in ("head", "all"):
+        out = tmp_path / trainable
+        run_study(small_study(shapes_folder, "arms.tl_kd.soft_weight=0", f"student.trainable={trainable}", "seeds=[3]",
+                              "training.epochs=2"), out, CPU)
+        folder = StudyFolder(out)
+        tl, tl_kd = folder.runs()
+        assert np.array_equal(folder.predictions(tl).logits, folder.predictions(tl_kd).logits)
+        assert weights(out, tl.run_id) == weights(out, tl_kd.run_id)
+        assert folder.history(tl)["train_loss"].tolist() == folder.history(tl_kd)["train_loss"].tolist()
+
+
+def test_a_teacher_changes_a_tl_run_in_nothing(shapes_folder: Path, own_cache: Path, tmp_path: Path) -> None:
+    run_study(small_study(shapes_folder, "seeds=[0]"), tmp_path / "a", CPU)
+    run_study(small_study(shapes_folder, "seeds=[0]", "teachers.lite1.training={epochs: 1}", "arms.tl_kd.temperature=2"),
+              tmp_path / "b", CPU)
+    manifests = [json.loads((tmp_path / which / "runs" / "tl-clean-0" / "manifest.json").read_text()) for which in "ab"]
+    assert manifests[0]["address"] == manifests[1]["address"]
+    assert "soft_labels" not in manifests[0]["inputs"]
+    kd = [json.loads((tmp_path / which / "runs" / "tl_kd-clean-0" / "manifest.json").read_text()) for which in "ab"]
+    assert kd[0]["address"] != kd[1]["address"]
+
+
+def test_everything_trained_starts_from_tl_and_teacher_per_seed(shapes_folder: Path, own_cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    spec = small_study(shapes_folder, "student.trainable=all", "student.start=tl", "teachers.lite1.per_seed=true",
+                       "training.epochs=1", "data.augment=[hflip, 'crop:2']")
+    assert run_study(spec, out, CPU) == {}
+    folder = StudyFolder(out)
+    tl, tl_kd = folder.runs()[:2]
+    tl_address = json.loads((folder.run_path(tl) / "manifest.json").read_text())["address"]
+    assert json.loads((folder.run_path(tl_kd) / "manifest.json").read_text())["inputs"]["start"] == tl_address
+    assert {path.name for path in (out / "teachers").iterdir()} == {"lite1-0", "lite1-1"}
+    from safetensors.numpy import load_file
+
+    stored = load_file(folder.run_path(tl) / "model.safetensors")
+    assert sum(name.startswith("backbone.") for name in stored) > 100  # everything was trained, so everything is kept
+
+
+def test_a_failed_run_leaves_the_others(shapes_folder: Path, own_cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    spec = small_study(shapes_folder, "training.learning_rate=1e30", "training.weight_decay=0.9",
+                       "teachers.lite1.training={learning_rate: 0.01, weight_decay: 0.0}", "seeds=[0]")
+    failures = run_study(spec, out, CPU)
+    assert set(failures) == {"tl-clean-0", "tl_kd-clean-0"}
+    assert "epoch" in failures["tl-clean-0"] and "step" in failures["tl-clean-0"]
+    assert pd.read_csv(out / "results.csv").empty
+
+
+@pytest.mark.parametrize(("assignment", "said"), [
+    ("student.model=packaged:efficientnet_lite9", "student.model"),
+    ("teachers.lite1.model=packaged:lite1", "teachers.lite1.model"),
+    ("teachers.lite1.fit=false", "teachers.lite1.weights"),
+    ("student.weights=imagenet22k", "student.weights"),
+    ("data.source=folder:/nowhere/at/all", "data.source"),
+    ("data.dev_fraction=0.01", "data.dev_fraction"),
+])
+def test_bad_input_is_known_before_anything_is_written(shapes_folder: Path, own_cache: Path, tmp_path: Path,
+                                                       assignment: str, said: str) -> None:
+    with pytest.raises(BadInput, match=said) as caught:
+        run_study(small_study(shapes_folder, assignment), tmp_path / "out", CPU)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_bank_is_rebuilt_and_said(shapes_folder: Path, own_cache: Path, tmp_path: Path,
+                                            capsys: pytest.CaptureFixture[str]) -> None:
+    run_study(small_study(shapes_folder, "seeds=[0]"), tmp_path / "a", CPU)
+    for bank in (own_cache / "features").glob("*/train.npy"):
+        data = bytearray(bank.read_bytes())
+        data[-1] ^= 0xFF
+        bank.write_bytes(data)
+    run_study(small_study(shapes_folder, "seeds=[0, 1]"), tmp_path / "a", CPU)
+    assert "checksums do not match" in capsys.readouterr().err
+    run_study(small_study(shapes_folder), tmp_path / "b", CPU)
+    pd.testing.assert_frame_equal(numbers(tmp_path / "a"), numbers(tmp_path / "b"))
+
+
+def test_killed_and_started_again(shapes_folder: Path, tmp_path: Path) -> None:
+    """SIGKILL in the middle: the second start finishes, keeps what was whole, and ends at the same numbers."""
+    spec = small_study(shapes_folder, "training.epochs=60", "seeds=[0, 1, 2]")
+    yaml = tmp_path / "study.yaml"
+    yaml.write_text(json.dumps(spec.model_dump(mode="json")))
+    environment = {**os.environ, "TLKD_CACHE": str(tmp_path / "cache")}
+
+    def start(out: Path) -> subprocess.Popen[bytes]:
+        code = ("import sys, torch; from pathlib import Path; from tlkd.specs import read_study;"
+                "from tlkd.study import run_study;"
+                "run_study(read_study(sys.argv[1]), Path(sys.argv[2]), torch.device('cpu'))")
+        return subprocess.Popen([sys.executable, "-c", code, str(yaml), str(out)], env=environment)
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(whole).wait(timeout=300) == 0
+    process = start(killed)
+    deadline = time.monotonic() + 120
+    while not list(killed.glob("runs/*/manifest.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    stamps = {path: path.stat().st_mtime_ns for path in killed.glob("runs/*/manifest.json")}
+    assert 0 < len(stamps) < 6, "killed too late to test anything"
+    assert start(killed).wait(timeout=300) == 0
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    pd.testing.assert_frame_equal(numbers(whole), numbers(killed))
+    for run in StudyFolder(whole).runs():
+        assert weights(whole, run.run_id) == weights(killed, run.run_id)
