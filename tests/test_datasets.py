@@ -320,6 +320,15 @@ def test_the_content_is_that_of_the_images_not_of_the_way_there(tmp_path: Path) 
     assert open_dataset(data(tmp_path / "moved"), 8, tmp_path / "one").content != loose.content
 
 
+def test_the_content_is_made_of_every_part() -> None:
+    pixels = noise(2, 2, 0)[None].repeat(2, axis=0)
+    stored = {"classes": ["a", "b"], "ids": ["x", "y"], "labels": [0, 1], "splits": {"train": [0], "test": [1]}}
+    other = {"classes": ["a", "c"], "ids": ["x", "z"], "labels": [1, 0], "splits": {"train": [1], "test": [0]}}
+    contents = {datasets._content(pixels, {**stored, key: other[key]}) for key in other}
+    contents |= {datasets._content(pixels, stored), datasets._content(255 - pixels, stored)}
+    assert len(contents) == 6
+
+
 def test_threads_and_chunks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make(tmp_path / "set")
     first = open_dataset(data(root), 8, tmp_path / "one")

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tlkd.errors import BadInput
@@ -38,6 +38,7 @@ def batch(seed=0, samples=6, classes=5, scale=3.0):
 
 
 @given(st.integers(0, 10**6), st.integers(1, 7), st.integers(2, 6), st.floats(0, 1), st.floats(0.5, 20), st.floats(0.1, 8))
+@settings(max_examples=50, deadline=None)
 def test_the_loss_is_the_literal_sum(seed, samples, classes, soft_weight, temperature, scale):
     student, labels, teacher = batch(seed, samples, classes, scale)
     expected = twin(student.tolist(), labels.tolist(), teacher.tolist(), soft_weight, temperature)
@@ -121,6 +122,7 @@ def test_a_doubled_batch_has_the_same_loss_and_another_mean_would_not():
 
 
 @given(st.integers(0, 10**6), st.floats(-50, 50), st.floats(-50, 50))
+@settings(max_examples=25, deadline=None)
 def test_logits_count_up_to_a_constant(seed, one, other):
     student, labels, teacher = batch(seed)
     torch.testing.assert_close(distillation_loss(student + one, labels, teacher + other, 0.5, 4.0),

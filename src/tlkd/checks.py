@@ -1,12 +1,13 @@
 """`tlkd verify`: does a study's folder still say what it said when it was written?"""
 
-import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tlkd import evaluation, store
-from tlkd.folder import Run, StudyFolder
+from tlkd.errors import BadInput
+from tlkd.folder import Run, StudyFolder, load_predictions
 
 TOLERANCE = 1e-9  # results are recomputed from the same stored numbers, so only the reading of decimals can differ
 
@@ -14,34 +15,82 @@ TOLERANCE = 1e-9  # results are recomputed from the same stored numbers, so only
 def verify(path: Path) -> tuple[int, list[str]]:
     """Check every finished run of a study: (number of runs checked, problems, one line each).
 
-    Files against the checksums of their manifests, metrics against the stored predictions, `results.csv` against both.
+    Files against the checksums of their manifests, metrics against the stored predictions, `results.csv` against both,
+    teachers' metrics against theirs. Raises BadInput where no study lies, or where it has no results yet.
     """
     folder = StudyFolder(path)
-    table = folder.results().set_index("run_id")
-    problems = [f"results.csv: holds {name}, which is not a finished run" for name in table.index
-                if name not in {run.run_id for run in folder.finished()}]
-    for run in folder.finished():
+    finished = folder.finished()
+    rows, problems = _rows(folder, [run.run_id for run in finished])
+    for run in finished:
         problems += [f"runs/{run.run_id}/{line}" for line in _run_problems(folder, run)]
-        if run.run_id not in table.index:
-            problems.append(f"results.csv: lacks {run.run_id}")
-            continue
-        row = table.loc[run.run_id]
-        problems += [f"results.csv: {run.run_id}, {key} is {row[key]}, its result.json says {value}"
-                     for key, value in folder.result(run).items()
-                     if key in row and not np.isclose(float(row[key]), value, rtol=0, atol=TOLERANCE)]
-    return len(folder.finished()), problems
+        if run.run_id in rows:
+            problems += [f"results.csv: {run.run_id}, {line}" for line in _row_problems(folder, run, rows[run.run_id])]
+    for name, paths in folder.teachers().items():
+        problems += [f"teachers/{path.name}/{line}" for path in paths for line in _metric_problems(path)]
+        if not paths:
+            problems.append(f"teachers/{name}: is not there")
+    return len(finished), problems
+
+
+def _rows(folder: StudyFolder, finished: list[str]) -> tuple[dict[str, dict[Any, Any]], list[str]]:
+    """The rows of `results.csv` by run id, and what is wrong with which runs it holds."""
+    table = folder.results()
+    if "run_id" not in table:
+        return {}, ["results.csv: has no column run_id"]
+    listed = list(table["run_id"])
+    problems = [f"results.csv: holds {name}, which is not a finished run" for name in listed if name not in finished]
+    problems += [f"results.csv: lacks {name}" for name in finished if name not in listed]
+    problems += [f"results.csv: holds {name} more than once" for name in finished if listed.count(name) > 1]
+    return {row["run_id"]: row for row in table.to_dict("records")}, problems
+
+
+def _row_problems(folder: StudyFolder, run: Run, row: dict[Any, Any]) -> list[str]:
+    expected: dict[str, tuple[Any, str]] = {
+        key: (value, "its run") for key, value in
+        {"arm": run.arm.name, "condition": run.condition.name, "seed": run.seed}.items()}
+    try:
+        expected |= {key: (value, "its result.json") for key, value in folder.result(run).items()}
+        teacher = folder.teacher_of(run)
+        if teacher is not None and (teacher / "predictions.npz").is_file():
+            theirs = load_predictions(teacher / "predictions.npz").logits
+            shared = evaluation.agreement(folder.predictions(run).logits, theirs)["top1"]
+            expected["teacher_agreement"] = shared, "its and the teacher's predictions"
+    except (BadInput, ValueError):
+        pass  # a file that cannot be read, or does not fit the other, is named by the checks of the files themselves
+    return [f"{key} is {row[key]}, {source} gives {value}" for key, (value, source) in expected.items()
+            if key in row and not _same(row[key], value)]
 
 
 def _run_problems(folder: StudyFolder, run: Run) -> list[str]:
     path = folder.run_path(run)
     try:
         bad = store.damaged(path)
-    except (OSError, ValueError, KeyError) as error:
-        return [f"{store.MANIFEST}: cannot be read ({error})"]
-    if bad:
-        return [f"{name}: missing, or not what its checksum says" for name in bad]
-    predictions = folder.predictions(run)
-    again = {f"test_{name}": value for name, value in evaluation.metrics(predictions.labels, predictions.logits).items()}
-    stored = json.loads((path / "result.json").read_text())
-    return [f"result.json: {name} is {stored.get(name)}, its predictions give {value}" for name, value in again.items()
-            if not np.isclose(stored.get(name, np.nan), value, rtol=0, atol=TOLERANCE, equal_nan=True)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return [f"{store.MANIFEST}: cannot be read ({type(error).__name__}: {error})"]
+    return [f"{name}: missing, or not what its checksum says" for name in bad] or _metric_problems(path)
+
+
+def _metric_problems(path: Path) -> list[str]:
+    """Whether a result says what the predictions beside it give."""
+    try:
+        stored = dict(store.read_json(path / "result.json").items())
+    except (OSError, ValueError, AttributeError) as error:
+        return [f"result.json: cannot be read ({type(error).__name__}: {error})"]
+    try:
+        predictions = load_predictions(path / "predictions.npz")
+        again = evaluation.metrics(predictions.labels, predictions.logits)
+    except (BadInput, ValueError) as error:
+        return [f"predictions.npz: cannot be evaluated ({error})"]
+    return [f"result.json: test_{name} is {stored.get(f'test_{name}')}, its predictions give {value}"
+            for name, value in again.items() if not _same(stored.get(f"test_{name}"), value)]
+
+
+def _same(found: Any, expected: Any) -> bool:
+    """Whether a stored value is the expected one: words exactly, numbers to `TOLERANCE`, null as NaN."""
+    if isinstance(expected, str):
+        return bool(found == expected)
+    try:
+        left, right = (np.nan if value is None else float(value) for value in (found, expected))
+    except (TypeError, ValueError):
+        return bool(found == expected)
+    return bool(np.isclose(left, right, rtol=0, atol=TOLERANCE, equal_nan=True))

@@ -3,7 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
                   context_settings={"help_option_names": ["-h", "--help"]})
 
+STOPPED = 130  # what a shell calls a command that Ctrl-C ended
+
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A study's folder, as `tlkd run --out` made it.")]
 
 
@@ -25,13 +27,16 @@ def main() -> None:
         code = app(standalone_mode=False)
     except BadInput as error:
         code = _complain(str(error))
-    except KeyboardInterrupt:
-        print("tlkd: stopped; the same command goes on from here", file=sys.stderr)
-        code = 130
+    except (KeyboardInterrupt, typer.Abort):
+        code = STOPPED
     except Exception as error:
         if not hasattr(error, "format_message"):  # not a usage error of the command line itself
             raise
-        code = _complain(f"{error.format_message()} (see `tlkd --help`)")
+        command = getattr(getattr(error, "ctx", None), "command_path", "tlkd")
+        message = error.format_message()
+        code = _complain(f"{message} (see `{command} --help`)") if message else 2  # without one, help was printed
+    if code == STOPPED:  # some versions of Typer turn the key into this code, others into an exception
+        print("tlkd: stopped; the same command goes on from here", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -92,7 +97,9 @@ def run(
 
 
 @app.command()
-def studies(name: Annotated[str | None, typer.Argument(help="Print this study's YAML instead of the list.")] = None) -> None:
+def studies(
+    name: Annotated[str | None, typer.Argument(help="Print this study's YAML instead of the list.")] = None,
+) -> None:
     """List the packaged studies, or print one: a start for your own.
 
     [bold]Examples[/bold]
@@ -105,12 +112,14 @@ def studies(name: Annotated[str | None, typer.Argument(help="Print this study's 
 
     found = packaged_studies()
     if name is None:
+        width = max(map(len, found))
         for title, text in found.items():
-            print(f"{title:18} {text.splitlines()[0].lstrip('# ')}")
+            print(f"{title:{width}}  {text.splitlines()[0].lstrip('# ')}")
     elif name in found:
         print(found[name], end="")
     else:
-        raise BadInput(f"{name}: no packaged study is called so{nearest(name, list(found))}; allowed: {', '.join(found)}")
+        raise BadInput(f"{name}: no packaged study is called so{nearest(name, list(found))}; "
+                       f"allowed: {', '.join(found)}")
 
 
 @app.command()
@@ -127,13 +136,19 @@ def status(folder: Folder) -> None:
     runs, failures = found.runs(), found.failures()
     done = [run for run in runs if found.done(run)]
     failed = {name: why for name, why in failures.items() if name not in {run.run_id for run in done}}
+    width = max(len(run.run_id) for run in runs)
     for run in runs:
-        if run in done:
-            result = found.result(run)
-            print(f"{run.run_id:28} done     accuracy {result['test_accuracy']:.4f}  {result['seconds']:.1f} s")
-        else:
-            print(f"{run.run_id:28} {'failed   ' + failed[run.run_id] if run.run_id in failed else 'waiting'}")
+        what = _outcome(found.result(run)) if run in done else failed.get(run.run_id, "")
+        state = "done" if run in done else "failed" if run.run_id in failed else "waiting"
+        print(f"{run.run_id:{width}}  {state:7}  {what}".rstrip())
     print(f"{len(done)} done, {len(failed)} failed, {len(runs) - len(done) - len(failed)} waiting of {len(runs)}")
+
+
+def _outcome(result: dict[str, Any]) -> str:
+    accuracy, seconds = result.get("test_accuracy"), result.get("seconds")
+    if not isinstance(accuracy, int | float) or not isinstance(seconds, int | float):
+        return "its result.json is damaged; see `tlkd verify`"
+    return f"accuracy {accuracy:.4f}  {seconds:.1f} s"
 
 
 @app.command()
@@ -184,12 +199,19 @@ def models(
     """
     from tlkd.models import describe
 
-    description = describe(name, classes, input_size, trainable)
-    width = max(len(row.layer) for row in description.rows)
-    for row in description.rows:
-        shape = "x".join(str(side) for side in row.output_shape)
-        print(f"{row.layer:{width}}  {row.kind:24} {shape:>16} {row.parameters:>12,}  {'trained' if row.trainable else 'frozen'}")
-    print(f"trainable {description.trainable:,}\nfrozen    {description.frozen:,}\ntotal     {description.total:,}")
+    found = describe(name, classes, input_size, trainable)
+    rows = [("layer", "kind", "output", "parameters", "")]
+    for layer in found.layers:
+        output = "x".join(map(str, layer.output)) if layer.output else "-"
+        part = "" if not layer.parameters else "trained" if layer.trainable else "frozen"
+        rows.append((layer.name, layer.kind, output, f"{layer.parameters:,}", part))
+    names, kinds, outputs, counts = (max(map(len, column)) for column in list(zip(*rows, strict=True))[:4])
+    for row in rows:
+        print(f"{row[0]:{names}}  {row[1]:{kinds}}  {row[2]:>{outputs}}  {row[3]:>{counts}}  {row[4]}".rstrip())
+    print()
+    digits = len(f"{found.total:,}")
+    for part, count in {"trainable": found.trainable, "frozen": found.frozen, "total": found.total}.items():
+        print(f"{part:9}  {count:>{digits},}")
 
 
 @app.command()

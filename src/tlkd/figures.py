@@ -84,6 +84,8 @@ def _save(name: str, alt: str, make: Callable[[], Figure]) -> Drawing:
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a script DejaVu lacks; the SVG shows it
         figure = make()
         FigureCanvasAgg(figure)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once, for both files
         svg, png = io.StringIO(), io.BytesIO()
         figure.savefig(svg, format="svg", bbox_inches="tight", pad_inches=0.06, metadata={"Date": None})
         figure.savefig(png, format="png", bbox_inches="tight", pad_inches=0.06, metadata={"Software": None})
@@ -185,7 +187,7 @@ def difference(found: Findings, each: Contrast) -> Figure:
 
 def _side(classes: int) -> float:
     """The side of a matrix in inches."""
-    return float(np.clip(0.44 * (classes + 1) + 0.6, 2.6, 5.4))
+    return float(np.clip(0.4 * (classes + 1) + 0.5, 2.6, 4.9))
 
 
 def _matrix(axes: Axes, shade: Floats, values: Floats, scale: Normalize, *, colours: str, sign: bool = False) -> Any:
@@ -213,7 +215,7 @@ def _margins(axes: Axes, counts: Floats) -> None:
         recall, precision = (hits / counts.sum(axis=axis) for axis in (1, 0))
     for number in range(size):
         for x, y, value in ((size, number, recall[number]), (number, size, precision[number])):
-            axes.text(x, y, wording.percent(float(value), 1), ha="center", va="center", fontsize=7, color=BLUE)
+            axes.text(x, y, wording.percent(float(value), 1), ha="center", va="center", fontsize=7.5, color=BLUE)
     axes.set_xlim(-0.5, size + 0.5)
     axes.set_ylim(size + 0.5, -0.5)
     axes.text(size, -0.65, "recall\n%", ha="center", va="bottom", fontsize=7, color=BLUE)
@@ -222,13 +224,16 @@ def _margins(axes: Axes, counts: Floats) -> None:
 
 def _class_ticks(axes: Axes, names: Sequence[str], show_rows: bool) -> None:
     size = len(names)
-    small = 8 if size <= NUMBERED else 6
+    small = 8.5 if size <= NUMBERED else 6
     shown = [name if len(name) <= 18 else f"{name[:17]}\N{HORIZONTAL ELLIPSIS}" for name in names]
     if size > NAMED:
         axes.set(xticks=[], yticks=[], xlabel=f"predicted: {size} classes, sorted by recall")
         axes.set_ylabel("true" if show_rows else "")
         return
-    axes.set_xticks(range(size), shown, rotation=50, ha="right", rotation_mode="anchor", fontsize=small)
+    if max(map(len, shown)) > 3:
+        axes.set_xticks(range(size), shown, rotation=50, ha="right", rotation_mode="anchor", fontsize=small)
+    else:
+        axes.set_xticks(range(size), shown, fontsize=small)
     axes.set_yticks(range(size), shown if show_rows else [""] * size, fontsize=small)
     axes.set(xlabel="predicted", ylabel="true" if show_rows else "")
 

@@ -1,6 +1,7 @@
 """A study's folder: the plan of its runs, where each result lies, and reading them back without torch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from tlkd import store
 from tlkd.errors import BadInput
-from tlkd.specs import Arm, Condition, Study, canonical, dump_yaml, parse_yaml, validate
+from tlkd.specs import Arm, Condition, Study, canonical, dump_yaml, read_yaml, validate
 
 EXTENDABLE = ("name", "seeds", "verdict", "footnotes")
 """Keys that may change when a study is run again into its folder; arms and teachers may be added to, not changed."""
@@ -53,13 +54,23 @@ def save_predictions(path: Path, predictions: Predictions) -> None:
 
 
 def load_predictions(path: Path) -> Predictions:
-    """Read `predictions.npz`; nothing in it is unpickled."""
-    with np.load(path, allow_pickle=False) as arrays:
+    """Read `predictions.npz`; nothing in it is unpickled. Raises BadInput where it cannot be read."""
+    with _reading(path), np.load(path, allow_pickle=False) as arrays:
         return Predictions(arrays["sample_ids"], arrays["labels"], arrays["logits"])
 
 
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn whatever a missing or damaged file sets off into one plain line."""
+    try:
+        yield
+    except Exception as error:  # a damaged file can fail anywhere inside its parser
+        raise BadInput(f"{path}: cannot be read ({type(error).__name__}: {error}); `tlkd verify` lists what is "
+                       "damaged, the study's own `tlkd run` makes it anew") from error
+
+
 class StudyFolder:
-    """What a study left behind, read lazily."""
+    """What a study left behind, read lazily; BadInput where a file of it cannot be read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -81,10 +92,7 @@ class StudyFolder:
         path = self.path / "study.yaml"
         if not path.is_file():
             raise BadInput(f"{self.path}: no study lies here (there is no study.yaml)")
-        raw = parse_yaml(path.read_text(), str(path))
-        if not isinstance(raw, dict):
-            raise BadInput(f"{path}: a study is a mapping of keys, found {type(raw).__name__}")
-        return raw
+        return read_yaml(path)
 
     @cached_property
     def study(self) -> Study:
@@ -95,7 +103,8 @@ class StudyFolder:
     @property
     def provenance(self) -> dict[str, Any]:
         """Versions, git commit, hardware and command of the study."""
-        return dict(self._file.get("provenance") or {})
+        found = self._file.get("provenance")
+        return dict(found) if isinstance(found, dict) else {}
 
     def runs(self) -> tuple[Run, ...]:
         """All runs of the study's plan."""
@@ -112,18 +121,22 @@ class StudyFolder:
     def failures(self) -> dict[str, str]:
         """Why runs failed: the first line of what each left, by run id."""
         paths = {run.run_id: self.failure_path(run) for run in self.runs()}
-        return {name: path.read_text().partition("\n")[0] for name, path in paths.items() if path.is_file()}
+        return {name: path.read_text(errors="replace").partition("\n")[0]
+                for name, path in paths.items() if path.is_file()}
 
     def results(self) -> pd.DataFrame:
         """`results.csv`: a row a finished run."""
         path = self.path / "results.csv"
         if not path.is_file():
             raise BadInput(f"{self.path}: no results yet (there is no results.csv); finish it with `tlkd run`")
-        return pd.read_csv(path)
+        with _reading(path):  # names are text as they stand: an arm may be called `na` or `01`
+            return pd.read_csv(path, converters={"run_id": str, "arm": str, "condition": str})
 
     def history(self, run: Run) -> pd.DataFrame:
         """A finished run's curves: a row an epoch."""
-        return pd.read_csv(self.run_path(run) / "history.csv")
+        path = self.run_path(run) / "history.csv"
+        with _reading(path):
+            return pd.read_csv(path)
 
     def predictions(self, run: Run) -> Predictions:
         """A finished run's raw outputs on the test split."""
@@ -131,8 +144,7 @@ class StudyFolder:
 
     def result(self, run: Run) -> dict[str, Any]:
         """A finished run's `result.json`."""
-        result: dict[str, Any] = store.read_json(self.run_path(run) / "result.json")
-        return result
+        return _mapping(self.run_path(run) / "result.json")
 
     def teachers(self) -> dict[str, list[Path]]:
         """The folders of each teacher that some arm uses: one, or one a seed."""
@@ -149,13 +161,15 @@ class StudyFolder:
 
     def card(self) -> dict[str, Any]:
         """The data card: source, classes, counts, sizes, notes."""
-        card: dict[str, Any] = store.read_json(self.path / "data.json")
-        return card
+        return _mapping(self.path / "data.json")
 
     def stages(self) -> list[dict[str, Any]]:
         """What each stage cost: name, seconds, bytes, and whether it came from the cache."""
         path = self.path / "stages.json"
-        return list(store.read_json(path)) if path.is_file() else []
+        if not path.is_file():
+            return []
+        with _reading(path):
+            return list(store.read_json(path))
 
     def prepare(self, study: Study, provenance: Mapping[str, Any]) -> None:
         """Write `study.yaml`; refuse a folder that holds another study, naming the first key that differs."""
@@ -175,6 +189,11 @@ class StudyFolder:
         store.replace_text(self.path / "study.yaml", text)
         self.__dict__.pop("_file", None)
         self.__dict__.pop("study", None)
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    with _reading(path):
+        return dict(store.read_json(path).items())
 
 
 def _by_name(study: dict[str, Any]) -> dict[str, Any]:

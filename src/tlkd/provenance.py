@@ -30,7 +30,8 @@ def git_commit() -> str | None:
     folder = Path(__file__).resolve().parent
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=10).stdout
+        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout
 
     try:
         if git("ls-files", "--", Path(__file__).name).strip() == "":

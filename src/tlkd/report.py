@@ -41,7 +41,8 @@ def page(found: Findings, drawings: Sequence[Drawing]) -> str:
     environment.filters["text"] = _code
     return environment.get_template("report.html").render(
         style=Markup(style), found=found, study=found.study, summary=summarise(found), sections=sections,
-        wording=wording, facts=_facts(found), blocks=_blocks(found), provenance=_provenance(found),
+        wording=wording, numbered=figures.NUMBERED, facts=_facts(found), blocks=_blocks(found),
+        provenance=_provenance(found),
         figure={drawing.name: _inline(drawing) for drawing in drawings}, alt={one.name: one.alt for one in drawings})
 
 
@@ -96,7 +97,7 @@ def _inline(drawing: Drawing) -> Markup:
 
 def _root(box: str, alt: str) -> str:
     width = float(box.split()[2]) * 4 / 3  # points to pixels
-    return str(Markup('<svg viewBox="{}" role="img" aria-label="{}" style="max-width: {}px">').format(
+    return str(Markup('<svg viewBox="{}" role="img" aria-label="{}" style="--natural: {}px">').format(
         box, alt, round(width)))
 
 

@@ -14,6 +14,7 @@ from tlkd.wording import NONE, count, duration, gain, number, p_cell, percent, s
 NAMES = {"accuracy": "accuracy (%)", "balanced_accuracy": "balanced accuracy (%)", "precision": "precision, macro (%)",
          "recall": "recall, macro (%)", "f1": "F1, macro (%)", "log_loss": "log loss (nats)",
          "ece": "expected calibration error (%)"}
+BESIDE = ("accuracy", "f1", "log_loss", "ece")  # what a teacher and its students are shown side by side in
 LONGEST = 30  # classes; of more the tables show the first and the last ten
 SHOWN = 10
 
@@ -62,14 +63,16 @@ def _mean_sd(values: Any, nats: bool) -> str:
 
 def verdicts(found: Findings) -> Table:
     """Each contrast on the primary endpoint."""
-    heads = ("arm", "verdict", "gain (points)", "interval", "p, seeds", "p, images", "Holm p, seeds", "Holm p, images",
-             "d over seeds", "seeds", "test images")
+    several = len(found.contrasts) > 1
+    heads = ("arm", "verdict", "gain (points)", "interval", "p, seeds", "p, images",
+             *(("Holm p, seeds", "Holm p, images") if several else ()), "d over seeds", "seeds", "test images")
     rows = []
     for each in found.contrasts:
         one = each.verdict
         ends = (f"{gain(one.interval.low)} to {gain(one.interval.high)}" if math.isfinite(one.interval.low) else NONE)
         rows.append((contrast_label(found, each), one.word, gain(one.gain), ends, p_cell(one.p_seed),
-                     p_cell(one.p_image), p_cell(one.p_seed_adjusted), p_cell(one.p_image_adjusted),
+                     p_cell(one.p_image),
+                     *((p_cell(one.p_seed_adjusted), p_cell(one.p_image_adjusted)) if several else ()),
                      number(one.effect), number(one.n_seeds, 0), number(one.n_images, 0)))
     one = found.contrasts[0].verdict
     note = (f"Interval: {one.interval.method}. Tests: exact sign-flip over seeds; permutation over test images of each "
@@ -82,8 +85,8 @@ def gains(found: Findings, each: Contrast) -> Table:
     """Both arms for each seed."""
     frame = tables.gains(found)
     mine = frame[(frame.arm == each.arm.name) & (frame.condition == each.condition)]
-    rows = tuple((str(row["seed"]), percent(row["tl"]), percent(row["value"]), gain(row["gain"]), p_cell(row["mcnemar_p"]))
-                 for row in mine.to_dict("records"))
+    rows = tuple((str(row["seed"]), percent(row["tl"]), percent(row["value"]), gain(row["gain"]),
+                  p_cell(row["mcnemar_p"])) for row in mine.to_dict("records"))
     return Table("Each seed", ("seed", f"{each.tl_label} (%)", f"{each.label} (%)", "gain (points)", "McNemar p"), rows,
                  "gains.csv", note="McNemar's test takes the two networks of one seed as given: it describes, and "
                                    "says nothing of other seeds.")
@@ -101,8 +104,8 @@ def classes(found: Findings, each: Contrast) -> Table:
     sums = {key: sum(row[key] for row in matrix.rows)
             for key in ("support", "tl_true_positives", "tl_kd_true_positives", "difference")}
     for name, share, part in (("mean", matrix.mean, 1 / len(matrix.rows)), ("all errors pooled", matrix.pooled, 1.0)):
-        digits = 1 if part < 1 else 0
-        rows.append((name, number(sums["support"] * part, digits), number(sums["tl_true_positives"] * part, 1),
+        images = sums["support"] * part
+        rows.append((name, number(images, 0 if images == round(images) else 1), number(sums["tl_true_positives"] * part, 1),
                      number(sums["tl_kd_true_positives"] * part, 1), number(sums["difference"] * part, 1, sign=True),
                      percent(share)))
     heads = ("class", "test images", f"{each.tl_label}, true positives", f"{each.label}, true positives", "difference",
@@ -134,34 +137,38 @@ def thresholds(found: Findings, each: Contrast) -> Table:
         ends = (f"{number(one.low, 1, sign=True)} to {number(one.high, 1, sign=True)}" if math.isfinite(one.low)
                 else NONE)
         rows.append((f"{percent(one.threshold, 0)} %", mark, f"{one.tl_reached} of {one.n_seeds}",
-                     f"{one.tl_kd_reached} of {one.n_seeds}", number(one.tl_mean, 1), number(one.tl_kd_mean, 1),
+                     f"{one.tl_kd_reached} of {one.n_seeds}", _restricted(one.tl_mean, one.tl_reached, one.n_seeds),
+                     _restricted(one.tl_kd_mean, one.tl_kd_reached, one.n_seeds),
                      number(one.tl_median, 1), number(one.tl_kd_median, 1), number(one.gain, 1, sign=True), ends,
                      p_cell(one.p_seed)))
     tl, kd = each.tl_label, each.label
     heads = ("threshold", "", f"{tl} reached", f"{kd} reached", f"{tl} mean", f"{kd} mean", f"{tl} median",
              f"{kd} median", "earlier by", "interval", "p, seeds")
     left = len(each.speed.thresholds) - len(telling)
-    note = ("Epochs. Means are restricted: a run that never reaches the threshold counts as "
-            f"{found.study.training.epochs}. Medians are Kaplan-Meier's. Only the primary threshold is "
-            "tested; the p of the others describe.")
+    note = (f"Epochs. Means are restricted: a run that never reaches the threshold counts as "
+            f"{found.study.training.epochs}, so the mean is at least (\N{GREATER-THAN OR EQUAL TO}) what is shown. "
+            "Medians are Kaplan-Meier's. Only the primary threshold is tested; the p of the others describe.")
     note += f" Left out: {left} lower thresholds that every run passes in its first epoch." if left else ""
     return Table("Epochs to each accuracy threshold", heads, tuple(rows), "thresholds.csv", 2, note=note)
+
+
+def _restricted(mean: float, reached: int, runs: int) -> str:
+    return number(mean, 1) if reached == runs else f"\N{GREATER-THAN OR EQUAL TO} {number(mean, 1)}"
 
 
 def teachers(found: Findings, groups: Sequence[Group]) -> Table:
     """The teachers on the test split beside the arms' students."""
     rows = [(f"teacher {each.name}", each.spec.model, number(each.parameters, 0) if each.parameters else NONE,
-             *(_mean_sd(each.metrics[name], name == "log_loss") for name in NAMES if name != "recall"))
+             *(_mean_sd(each.metrics[name], name == "log_loss") for name in BESIDE))
             for each in found.teachers]
     rows += [(f"student, {group.label}", found.study.student.model, NONE,
-              *(_mean_sd(group.metrics[name], name == "log_loss") for name in NAMES if name != "recall"))
-             for group in groups]
+              *(_mean_sd(group.metrics[name], name == "log_loss") for name in BESIDE)) for group in groups]
     if all(row[2] == NONE for row in rows):
         rows = [(*row[:2], *row[3:]) for row in rows]
         counted: tuple[str, ...] = ()
     else:
         counted = ("parameters",)
-    heads = ("network", "model", *counted, *(text for name, text in NAMES.items() if name != "recall"))
+    heads = ("network", "model", *counted, *(NAMES[name] for name in BESIDE))
     return Table("Teacher and students on the test split", heads, tuple(rows), "teachers.csv", 2)
 
 
@@ -170,9 +177,9 @@ def agreement(found: Findings) -> Table:
     frame = tables.agreement(found)
     labels = {(each.arm, each.condition): each.label for each in found.agreements}
     several = len(found.study.conditions) > 1
-    rows = tuple((labels[row["arm"], row["condition"]] + (f", {row["condition"]}" if several else ""), row["teacher"],
-                  percent(row["top1_mean"]), percent(row["top1_sd"]), number(row["kl_mean"], 4), number(row["kl_sd"], 4))
-                 for row in frame.to_dict("records"))
+    rows = tuple((labels[row["arm"], row["condition"]] + (f", {row['condition']}" if several else ""), row["teacher"],
+                  percent(row["top1_mean"]), percent(row["top1_sd"]), number(row["kl_mean"], 4),
+                  number(row["kl_sd"], 4)) for row in frame.to_dict("records"))
     return Table("Agreement with the teacher on the test split",
                  ("arm", "teacher", "same class first (%)", "sd", "KL from the teacher (nats)", "sd"), rows,
                  "agreement.csv", 2, note="KL(teacher || student) at temperature 1, mean over test images; "

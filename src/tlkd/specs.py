@@ -1,20 +1,26 @@
 """The study as frozen models: YAML in, `--set a.b=c`, validation with plain words, and a canonical hash."""
 
+import difflib
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from tlkd.errors import BadInput, nearest
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
+SLUG = r"^[a-z0-9][a-z0-9_]*$"
+STUDY_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+TRAINABLE = r"^(head|all|last:[1-9]\d*)$"
+Slug = Annotated[str, Field(pattern=SLUG)]
 
 NOT_BUILT = {
     "grid": "grids are not built yet",
@@ -74,6 +80,13 @@ class Data(Spec):
             raise ValueError("each augmentation may stand there once")
         return value
 
+    @field_validator("normalise", mode="before")
+    @classmethod
+    def _normalise(cls, value: Any) -> Any:
+        if not isinstance(value, dict | Normalisation) and value not in ("model", "dataset"):
+            raise ValueError("allowed: model, dataset, {mean: [R, G, B], sd: [R, G, B]}")
+        return value
+
     @field_validator("masks")
     @classmethod
     def _masks(cls, value: str | None) -> str | None:
@@ -106,7 +119,7 @@ class Network(Spec):
     model: str
     weights: str = "imagenet"
     input_size: Annotated[int, Field(ge=8)] = 224
-    trainable: Annotated[str, Field(pattern=r"^(head|all|last:[1-9]\d*)$")] = "head"
+    trainable: Annotated[str, Field(pattern=TRAINABLE)] = "head"
     batch_norm: Literal["eval", "train"] = "eval"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
 
@@ -130,13 +143,13 @@ class Teacher(Network):
 
     per_seed: bool = False
     fit: bool = True
-    trained_on: Literal["clean", "condition"] = "clean"
-    labels: Literal["same_view", "clean_view"] = "same_view"
+    trained_on: Literal["clean"] = "clean"
+    labels: Literal["same_view"] = "same_view"
     training: Training = Training()
 
-    @field_validator("trained_on", "labels")
+    @field_validator("trained_on", "labels", mode="before")
     @classmethod
-    def _with_conditions(cls, value: str) -> str:
+    def _with_conditions(cls, value: Any) -> Any:
         if value in ("condition", "clean_view"):
             raise ValueError(f"{value!r} comes with conditions, which are not built yet")
         return value
@@ -146,7 +159,7 @@ class Arm(Spec):
     """How the student's loss is made: an arm is a loss, nothing else."""
 
     name: Slug
-    kind: Literal["tl", "tl_kd", "label_smoothing", "tl_kd_shuffled", "self"]
+    kind: Literal["tl", "tl_kd"]
     teacher: str | None = None
     soft_weight: Fraction | None = None
     temperature: Annotated[float, Field(gt=0)] | None = None
@@ -158,19 +171,22 @@ class Arm(Spec):
             return {"soft_weight": 0.1, "temperature": 10.0, **value}
         return value
 
-    @field_validator("kind")
+    @field_validator("kind", mode="before")
     @classmethod
-    def _kind(cls, value: str) -> str:
-        if value not in ("tl", "tl_kd"):
+    def _kind(cls, value: Any) -> Any:
+        if value in ("label_smoothing", "tl_kd_shuffled", "self"):
             raise ValueError(f"arms of kind {value!r} are not built yet; allowed: tl, tl_kd")
         return value
 
     @model_validator(mode="after")
     def _whole(self) -> "Arm":
         if self.kind == "tl" and (self.teacher, self.soft_weight, self.temperature) != (None, None, None):
-            raise ValueError("an arm of kind tl has no teacher, soft_weight or temperature")
+            key, found = next((key, value) for key, value in self if key not in ("name", "kind") and value is not None)
+            raise ValueError(f"an arm of kind tl has no teacher, soft_weight or temperature; found {key}: {found}")
         if self.kind == "tl_kd" and None in (self.teacher, self.soft_weight, self.temperature):
-            raise ValueError("an arm of kind tl_kd names a teacher, a soft_weight and a temperature")
+            missing = ", ".join(key for key, value in self if value is None)
+            raise ValueError("an arm of kind tl_kd names a teacher, a soft_weight and a temperature; "
+                             f"missing: {missing}")
         return self
 
 
@@ -199,7 +215,7 @@ class Verdict(Spec):
 class Study(Spec):
     """One study file, complete: every default filled in, every reference checked."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    name: Annotated[str, Field(pattern=STUDY_NAME)]
     data: Data
     student: Student
     teachers: dict[Slug, Teacher] = {}
@@ -227,10 +243,12 @@ class Study(Spec):
 
     @model_validator(mode="after")
     def _references(self) -> "Study":
-        for what, names in (("arms", [arm.name for arm in self.arms]), ("seeds", list(self.seeds)),
-                            ("conditions", [condition.name for condition in self.conditions])):
-            if len(set(names)) != len(names):
-                raise ValueError(f"{what}: {names} holds one twice")
+        names: dict[str, list[str | int]] = {"arms": [arm.name for arm in self.arms], "seeds": list(self.seeds),
+                                             "conditions": [condition.name for condition in self.conditions]}
+        for what, found in names.items():
+            twice = [name for name in found if found.count(name) > 1]
+            if twice:
+                raise ValueError(f"{what}: found {twice[0]!r} more than once; each may stand there once")
         for arm in self.arms:
             if arm.teacher is not None and arm.teacher not in self.teachers:
                 raise ValueError(f"arms.{arm.name}.teacher: no teacher is called {arm.teacher!r}; "
@@ -252,15 +270,17 @@ class Study(Spec):
 
 def _inherit_training(study: dict[str, Any]) -> dict[str, Any]:
     """Fill what a teacher's training leaves out from the study's own training."""
-    common, teachers = study.get("training") or {}, study.get("teachers")
+    common, teachers = study.get("training", {}), study.get("teachers")
     if not isinstance(common, dict) or not isinstance(teachers, dict):
         return study
-    filled = {
-        name: {**teacher, "training": {**common, **(teacher.get("training") or {})}}
-        if isinstance(teacher, dict) and isinstance(teacher.get("training") or {}, dict) else teacher
-        for name, teacher in teachers.items()
-    }
-    return {**study, "teachers": filled}
+    return {**study, "teachers": {name: _with_training(teacher, common) for name, teacher in teachers.items()}}
+
+
+def _with_training(teacher: Any, common: dict[str, Any]) -> Any:
+    own = teacher.get("training") if isinstance(teacher, dict) else None
+    if not isinstance(teacher, dict) or not isinstance(own, dict | None):
+        return teacher  # validation will say what is wrong with it
+    return {**teacher, "training": {**common, **(own or {})}}
 
 
 def canonical(value: Any) -> str:
@@ -278,12 +298,20 @@ def canonical_hash(value: Any) -> str:
 class _Loader(yaml.SafeLoader):
     """YAML as people expect it: 1e-3 is a number, and a key that stands twice is an error."""
 
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.deep_construct = True  # so that a node which holds itself is an error, not an endless value
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
-            if not isinstance(key, str | int | float | bool | None) or key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *other`: what stands here goes before what it brings
+                continue
+            key = self.construct_object(key_node, deep=True)
+            plain = isinstance(key, str | int | float | bool | None)
+            if not plain or key in seen:
+                problem = f"the key {key!r} {'stands twice' if plain else 'is not a word'}"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -291,21 +319,52 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Writes what `_Loader` reads back as it was."""
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        breaks = any(character in data for character in "\x85\u2028\u2029")  # lost unless they are escaped
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if breaks else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 for _side in (_Loader, _Dumper):
-    _side.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
-                                list("-+0123456789"))
+    _side.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+                                list("-+.0123456789"))
 
 
 def parse_yaml(text: str, origin: str) -> Any:
-    """Parse YAML text; `origin` is what an error calls it."""
+    """Parse YAML text; `origin` is what an error calls it. No two places of the result share a list or mapping."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        return _unshared(yaml.load(text, Loader=_Loader))
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark is not None else ""
         raise BadInput(f"{origin}{where}: not valid YAML: {problem}") from None
+    except Exception as error:  # what PyYAML's constructors let through: the 13th month, nesting without end
+        raise BadInput(f"{origin}: not valid YAML: {error}") from None
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which an anchor's aliases are values of their own, so that `--set` changes the one it names."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a study's YAML file as a raw mapping."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: cannot be read as text: {error}") from None
+    return _mapping(parse_yaml(text, str(path)), str(path))
+
+
+def _mapping(raw: Any, origin: str) -> dict[str, Any]:
+    if not isinstance(raw, dict):
+        found = "nothing" if raw is None else f"a {type(raw).__name__}"
+        raise BadInput(f"{origin}: a study is a mapping of keys; found {found}")
+    return raw
 
 
 def dump_yaml(value: Any) -> str:
@@ -316,11 +375,11 @@ def dump_yaml(value: Any) -> str:
 def apply_set(study: dict[str, Any], assignment: str) -> None:
     """Carry out one `key.path=value` on a raw study; a list is entered by index or by its items' names."""
     path, equals, text = assignment.partition("=")
-    if not equals or not path.strip():
+    parts = [part.strip() for part in path.split(".")]
+    if not equals or not all(parts):
         raise BadInput(f"--set {assignment}: expected KEY.PATH=VALUE, e.g. training.epochs=5")
     value = parse_yaml(text, f"--set {path}")
     here: Any = study
-    parts = path.strip().split(".")
     for depth, part in enumerate(parts):
         last = depth == len(parts) - 1
         where = ".".join(parts[:depth])
@@ -331,7 +390,7 @@ def apply_set(study: dict[str, Any], assignment: str) -> None:
             if not last and here.get(key) is None:
                 here[key] = {}
         else:
-            raise BadInput(f"--set {assignment}: {where} is {here!r}, which has no key {part!r}")
+            raise BadInput(f"--set {assignment}: {where} is {_shown(here)}, which has no key {part!r}")
         if last:
             here[key] = value
         else:
@@ -342,17 +401,17 @@ def _index(items: list[Any], part: str, assignment: str, where: str) -> int:
     names = [str(item["name"]) for item in items if isinstance(item, dict) and "name" in item]
     if part in names:
         return next(i for i, item in enumerate(items) if isinstance(item, dict) and str(item.get("name")) == part)
-    if part.isdigit() and int(part) < len(items):
+    if part.isdecimal() and int(part) < len(items):
         return int(part)
-    allowed = ", ".join(names) if names else f"0 to {len(items) - 1}"
+    allowed = ", ".join(names) if names else f"0 to {len(items) - 1}" if items else "none, since it is empty"
     raise BadInput(f"--set {assignment}: {where} has no item {part!r}{nearest(part, names)}; allowed: {allowed}")
 
 
 def packaged_studies() -> dict[str, str]:
     """The studies that come with tlkd: their YAML texts by name."""
     folder = resources.files("tlkd").joinpath("studies")
-    found = {item.name.removesuffix(".yaml"): item.read_text() for item in folder.iterdir() if item.name.endswith(".yaml")}
-    return dict(sorted(found.items()))
+    found = {item.name.removesuffix(".yaml"): item for item in folder.iterdir() if item.name.endswith(".yaml")}
+    return {name: found[name].read_text(encoding="utf-8") for name in sorted(found)}
 
 
 def read_study(name: str, assignments: tuple[str, ...] = ()) -> Study:
@@ -360,21 +419,14 @@ def read_study(name: str, assignments: tuple[str, ...] = ()) -> Study:
 
     Raises `BadInput` with one line that names the file and key, the value found, and what is allowed.
     """
-    path = Path(name)
-    packaged = packaged_studies()
-    if path.is_file():
-        try:
-            text = path.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(f"{name}: cannot be read as text: {error}") from None
+    kind, packaged = _kind(Path(name)), packaged_studies()
+    if kind == "file":
+        raw = read_yaml(Path(name))
     elif name in packaged:
-        text = packaged[name]
+        raw = _mapping(parse_yaml(packaged[name], name), name)
     else:
-        raise BadInput(f"{name}: neither a file nor a packaged study{nearest(name, list(packaged))}; "
-                       f"packaged: {', '.join(packaged)}")
-    raw = parse_yaml(text, name)
-    if not isinstance(raw, dict):
-        raise BadInput(f"{name}: a study is a mapping of keys, found {type(raw).__name__}")
+        what = "is a folder, not a study's file" if kind == "folder" else "neither a file nor a packaged study"
+        raise BadInput(f"{name}: {what}{nearest(name, list(packaged))}; packaged: {', '.join(packaged)}")
     raw.pop("provenance", None)  # what a finished study's own file adds
     for assignment in assignments:
         apply_set(raw, assignment)
@@ -386,9 +438,16 @@ def validate(raw: dict[str, Any], origin: str) -> Study:
     try:
         return Study.model_validate(_tuples(raw))
     except ValidationError as error:
-        problems = error.errors()
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise BadInput(f"{origin}: {_explain(problems[0], raw)}{more}") from None
+        lines = list(dict.fromkeys(_explain(problem, raw) for problem in _own(error.errors(), raw)))
+        more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+        raise BadInput(f"{origin}: {lines[0]}{more}") from None
+
+
+def _kind(path: Path) -> Literal["file", "folder"] | None:
+    try:
+        return "file" if path.is_file() else "folder" if path.is_dir() else None
+    except OSError:  # a name too long to be one
+        return None
 
 
 def _tuples(value: Any) -> Any:
@@ -398,37 +457,111 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def _explain(problem: Any, raw: Any) -> str:
+def _own(problems: list[ErrorDetails], raw: dict[str, Any]) -> list[ErrorDetails]:
+    """The problems that the person made: not those that follow from another, each where they wrote it."""
+    def follows(problem: ErrorDetails) -> bool:
+        loc, kind = problem["loc"], problem["type"]
+        if loc and str(loc[-1]).startswith("literal[") and isinstance(problem["input"], dict):
+            loc = loc[:-1]  # a word was allowed too, but the person wrote a mapping
+        elif kind != "too_short":  # which follows where all items were refused
+            return kind == "default_factory_not_called"
+        return any(other is not problem and other["loc"][:len(loc)] == loc for other in problems)
+
+    def moved(problem: ErrorDetails) -> ErrorDetails:
+        match problem["loc"]:
+            case ("teachers", name, "training", str() as key, *rest):
+                teacher = raw["teachers"][name]
+                if key not in (teacher.get("training") or {}):  # it was inherited
+                    return {**problem, "loc": ("training", key, *rest)}
+        return problem
+
+    own = [moved(problem) for problem in problems if not follows(problem)]
+    # A required key that is misspelt is unknown and missing: the first says more.
+    return sorted(own, key=lambda problem: problem["type"] != "extra_forbidden")
+
+
+WORDS = {
+    "bool_type": "allowed: on, off",
+    "dict_type": "expected a mapping of keys",
+    "float_type": "expected a number",
+    "int_type": "expected a whole number",
+    "model_type": "expected a mapping of keys",
+    "string_type": "expected text (in quotes, where YAML reads something else)",
+    "too_short": "expected at least one item",
+    "tuple_type": "expected a list, e.g. [a, b]",
+}
+"""What pydantic calls tuples, dictionaries and instances is lists and mappings in a study's file."""
+
+PATTERNS = {
+    SLUG: "allowed: lower-case letters, digits and _",
+    STUDY_NAME: "allowed: letters, digits, and _ . - after the first",
+    TRAINABLE: "allowed: head, all, last:N",
+}
+
+
+def _explain(problem: ErrorDetails, raw: Any) -> str:
     """One pydantic problem in tlkd's words: key, value found, what is allowed."""
     keys: list[str] = []
-    model: Any = Study
-    here = raw
+    here, model, parent = raw, Study, Study  # type: Any, Any, Any
     for part in problem["loc"]:
-        fields = model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else None
-        if isinstance(here, dict) and (part in here or (fields is not None and part in fields)):
-            model = fields[part].annotation if fields is not None and part in fields else _item_type(model)
+        if isinstance(here, dict) and (part in here or part in _fields(model)):
+            parent, model = model, _fields(model)[part].annotation if part in _fields(model) else _item_type(model)
             here = here.get(part)
             keys.append(str(part))
         elif isinstance(here, list) and isinstance(part, int) and part < len(here):
             here, model = here[part], _item_type(model)
             keys.append(str(here["name"]) if isinstance(here, dict) and "name" in here else str(part))
-        # any other part is the name of a branch of a union: nothing that the person wrote
-    path = ".".join(keys)
-    if problem["type"] == "extra_forbidden":
-        parent: Any = Study
-        for part in problem["loc"][:-1]:
-            fields = parent.model_fields if isinstance(parent, type) and issubclass(parent, BaseModel) else {}
-            parent = fields[part].annotation if part in fields else _item_type(parent)
-        allowed = list(getattr(parent, "model_fields", {}))
-        return f"{path}: unknown key{nearest(keys[-1], allowed, 1)}; allowed: {', '.join(allowed)}"
-    if problem["type"] == "missing":
-        return f"{path}: this key is missing"
-    if problem["type"] == "value_error":
+        else:  # the name of a branch of a union: nothing that the person wrote
+            model = next((kind for kind in get_args(model) if getattr(kind, "__name__", "") == part), model)
+    path, kind = ".".join(keys), problem["type"]
+    if problem["loc"] and problem["loc"][-1] == "[key]":
+        here = problem["input"]
+    found = f"{path}: found {_shown(here)}; "
+    if kind == "extra_forbidden":
+        allowed = list(_fields(parent))
+        return f"{path}: unknown key{_meant(keys[-1], allowed)}; allowed: {', '.join(allowed)}"
+    if kind == "value_error":
         message = str(problem["ctx"]["error"])
-        simple = path and not isinstance(here, dict | list)
-        return f"{path}: found {here!r}; {message}" if simple else f"{path}: {message}" if path else message
-    message = problem["msg"][0].lower() + problem["msg"][1:]
-    return f"{path}: found {here!r}; {message}"
+        whole = isinstance(here, dict) or (isinstance(here, list) and "found" in message)
+        return f"{path}: {message}" if path and whole else f"{found}{message}" if path else message
+    if kind == "too_long" or (kind == "missing" and isinstance(here, list)):
+        return f"{found}expected {len(get_args(model))} items"
+    if kind == "missing":
+        return f"{path}: this key is missing"
+    if kind == "string_pattern_mismatch":
+        return found + PATTERNS[problem["ctx"]["pattern"]]
+    return found + WORDS.get(kind, problem["msg"].replace("Input should be", "allowed:"))
+
+
+def _fields(model: Any) -> dict[Any, Any]:
+    return model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else {}
+
+
+def _shown(value: Any) -> str:
+    """A value as an error shows it: as YAML writes it where that differs, and not longer than a line bears."""
+    text = {None: "null", True: "true", False: "false"}[value] if isinstance(value, bool | None) else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _meant(key: str, allowed: list[str]) -> str:
+    """What a person may have meant by an unknown key: this very key elsewhere in a study, or one spelt like it."""
+    elsewhere: dict[str, list[str]] = {}
+    for path in sorted(_paths(Study), key=lambda path: path.count(".")):
+        elsewhere.setdefault(path.rpartition(".")[2], []).append(path)
+    here = nearest(key, allowed, 1)
+    if key not in elsewhere and here:
+        return here
+    close = difflib.get_close_matches(key, elsewhere, n=1, cutoff=0.8)
+    return f"; did you mean {' or '.join(repr(path) for path in elsewhere[close[0]][:2])}?" if close else ""
+
+
+def _paths(model: Any, before: str = "") -> Iterator[str]:
+    """The full paths of all keys below a model; NAME stands for what the person names."""
+    for key, field in _fields(model).items():
+        yield before + key
+        item = _item_type(field.annotation)
+        if _fields(item):
+            yield from _paths(item, f"{before}{key}." if item is field.annotation else f"{before}{key}.NAME.")
 
 
 def _item_type(annotation: Any) -> Any:

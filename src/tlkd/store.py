@@ -99,7 +99,7 @@ def publish(final: Path, where: str, made_from: Mapping[str, Any],
                 temporary.mkdir()
                 about = build(temporary)
                 _seal(temporary, where, made_from, about or {})
-                _put(temporary, final)
+                _put(temporary, final, where)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
     return Artifact(final, where)
@@ -108,12 +108,10 @@ def publish(final: Path, where: str, made_from: Mapping[str, Any],
 def find(final: Path, where: str) -> Artifact | None:
     """The artifact at `final` if it has this address and every file has its checksum; otherwise None."""
     try:
-        manifest = read_json(final / MANIFEST)
-    except (OSError, ValueError):
+        whole = read_json(final / MANIFEST)["address"] == where and not damaged(final)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # no manifest, or not one that we wrote
         return None
-    if not isinstance(manifest, dict) or manifest.get("address") != where or damaged(final):
-        return None
-    return Artifact(final, where)
+    return Artifact(final, where) if whole else None
 
 
 def damaged(folder: Path) -> list[str]:
@@ -220,13 +218,19 @@ def _seal(folder: Path, where: str, made_from: Mapping[str, Any], about: Mapping
     write_json(folder / MANIFEST, {"address": where, **made_from, "files": files, "about": dict(about)})
 
 
-def _put(temporary: Path, final: Path) -> None:
-    """Rename into place; what does not match steps aside first."""
+def _put(temporary: Path, final: Path, where: str) -> None:
+    """Rename into place, unless a process that no lock held back was first; what does not match steps aside."""
     if final.exists():
+        if find(final, where) is not None:
+            return
         aside = _temporary(final)
         final.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
-    temporary.rename(final)
+    try:
+        temporary.rename(final)
+    except OSError:
+        if find(final, where) is None:
+            raise
 
 
 def _plain(spec: Any) -> Any:

@@ -17,6 +17,7 @@ CLAIMS = {
     4: "TL+KD keeps its gain under difficulties",
 }
 NOT_EXAMINED = "not examined"
+NO_VERDICT = "no verdict"
 ENDPOINTS = {"accuracy": "test accuracy", "balanced_accuracy": "balanced test accuracy"}
 
 
@@ -31,11 +32,12 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Statement:
-    """One hypothesis: where no arm has evidence, `note` says why."""
+    """One hypothesis: where no arm has evidence, `word` says so and `note` why."""
 
     number: int
     claim: str
     evidence: tuple[Evidence, ...]
+    word: str
     note: str
 
 
@@ -62,10 +64,10 @@ def summarise(found: Findings) -> Summary:
     why = "" if found.contrasts else f"No verdict: {_why_no_contrast(found)}"
     absent = "Not examined in this study."
     return Summary(headline(found), (
-        Statement(1, CLAIMS[1], tuple(_better(found, each) for each in found.contrasts), why),
-        Statement(2, CLAIMS[2], (), f"{absent} It is a question about attributions."),
-        Statement(3, CLAIMS[3], tuple(_sooner(found, each) for each in found.contrasts), why),
-        Statement(4, CLAIMS[4], (), f"{absent} It asks for conditions other than clean."),
+        Statement(1, CLAIMS[1], tuple(_better(found, each) for each in found.contrasts), NO_VERDICT, why),
+        Statement(2, CLAIMS[2], (), NOT_EXAMINED, f"{absent} It is a question about attributions."),
+        Statement(3, CLAIMS[3], tuple(_sooner(found, each) for each in found.contrasts), NO_VERDICT, why),
+        Statement(4, CLAIMS[4], (), NOT_EXAMINED, f"{absent} It asks for conditions other than clean."),
     ), tuple(cautions(found)))
 
 
@@ -81,12 +83,14 @@ def headline(found: Findings) -> str:
         return f"Nothing to compare: {_why_no_contrast(found)}"
     if len(found.contrasts) == 1:
         return _one_headline(found.contrasts[0], endpoint)
-    words = {word: [contrast_label(found, each) for each in found.contrasts if each.verdict.word == word]
-             for word in ("supported", "refuted", "inconclusive")}
+    words: dict[str, list[str]] = {"supported": [], "harmful": [], "refuted": [], "inconclusive": []}
+    for each in found.contrasts:
+        words["harmful" if each.verdict.harmful else each.verdict.word].append(contrast_label(found, each))
     tl = found.contrasts[0].tl_label
     least = f"{gain(found.study.verdict.smallest_gain, 1).lstrip('+')} points"
     parts = [f"{listed(names)}: {text}" for names, text in (
         (words["supported"], f"better than {tl} in {endpoint}."),
+        (words["harmful"], f"worse than {tl}."),
         (words["refuted"], f"no gain of {least} over {tl}."),
         (words["inconclusive"], "these runs cannot tell.")) if names]
     return " ".join(parts)
@@ -102,16 +106,14 @@ def _one_headline(each: Contrast, endpoint: str) -> str:
         return f"The teacher helps: {each.label} is better than {each.tl_label} by {size} points of {endpoint}{but}."
     if verdict.harmful:
         return f"The teacher hurts: {each.label} is worse than {each.tl_label} by {size} points of {endpoint}."
+    level = float(size) == 0
+    place = "level with" if level else f"{size} points {'above' if verdict.gain > 0 else 'below'}"
+    start = f"{each.label} comes out {place} {each.tl_label}"
     if verdict.word == "refuted":
-        return f"The teacher does not help: a gain of {least} points of {endpoint} is ruled out."
-    return f"These runs cannot tell whether the teacher helps: {each.label} {_direction(verdict.gain, size)}, " \
-           "and chance alone could do that."
-
-
-def _direction(value: float, size: str) -> str:
-    if value == 0:
-        return "comes out level with TL"
-    return f"comes out {size} points {'above' if value > 0 else 'below'} TL"
+        return f"The teacher does not help: {start}, and a gain of {least} points of {endpoint} is ruled out."
+    doubt = (f"and a gain of {least} points is not ruled out" if level else
+             "but not surely enough" if verdict.interval.low > 0 else "which chance could explain")
+    return f"These runs cannot tell whether the teacher helps: {start}, {doubt}."
 
 
 def _why_no_contrast(found: Findings) -> str:
@@ -182,7 +184,7 @@ def _confusion_sentence(each: Contrast) -> str:
     amount = f" by {number(abs(matrix.fewer_errors), 1)} on average over seeds" if matrix.fewer_errors else ""
     return (f"Confusion: {'agrees' if matrix.agrees else 'does not agree'} that {each.label} is better. "
             f"{count(matrix.gaining, 'class').capitalize()} gain{'s' if matrix.gaining == 1 else ''} true positives, "
-            f"{number(matrix.losing, 0)} lose{'s' if matrix.losing == 1 else ''}{stay}; "
+            f"{number(matrix.losing, 0) if matrix.losing else 'none'} lose{'' if matrix.losing > 1 else 's'}{stay}; "
             f"the errors off the diagonal {change}{amount}.")
 
 
@@ -217,7 +219,7 @@ def _sooner(found: Findings, each: Contrast) -> Evidence:
 def _apart(one: Convergence) -> str:
     if one.gain == 0:
         return "no difference"
-    return f"{number(abs(one.gain), 1)} {'earlier' if one.gain > 0 else 'later'}"
+    return f"{number(abs(one.gain), 1)} epochs {'earlier' if one.gain > 0 else 'later'}"
 
 
 def crossing_sentence(each: Contrast) -> str:
@@ -245,8 +247,9 @@ def cautions(found: Findings) -> Iterator[Caution]:
         bad = [f"{name} ({why})" for name, why in found.failures.items()]
         bad += [f"{name} (not finished)" for name in found.unfinished]
         shown = [*bad[:6], f"{len(bad) - 6} more"] if len(bad) > 6 else bad
-        yield Caution(True, f"{len(bad)} of {found.planned} runs are missing",
-                      f"{'; '.join(shown)}. Arms are compared over the seeds that both finished.")
+        over = " Arms are compared over the seeds that both finished." if found.contrasts else ""
+        verb = "is" if len(bad) == 1 else "are"
+        yield Caution(True, f"{len(bad)} of {found.planned} runs {verb} missing", f"{'; '.join(shown)}.{over}")
     yield from _teacher_cautions(found)
     yield from _chance_cautions(found)
     yield from _data_cautions(found)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 MINUS = "\N{MINUS SIGN}"
+SPACE = "\N{NO-BREAK SPACE}"
 NONE = "\N{EN DASH}"  # for a number that is not there
 
 
@@ -13,7 +14,8 @@ def number(value: float, digits: int = 2, sign: bool = False) -> str:
         return NONE
     if math.isinf(value):
         return "never"
-    rounded = round(value, digits) + 0.0  # no negative zero
+    # First to 9 digits, so that numbers that differ in their last bits alone are not rounded apart; then no negative 0.
+    rounded = round(round(value, 9), digits) + 0.0
     text = f"{rounded:{'+' if sign and rounded else ''},.{digits}f}"
     return text.replace("-", MINUS)
 
@@ -36,14 +38,14 @@ def digits_for(low: float, high: float) -> int:
 
 def p_value(p: float) -> str:
     """`p = 0.031`, or `p < 0.001`."""
-    if math.isnan(p):
-        return f"p {NONE}"
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+    return f"p{SPACE}={SPACE}{p_cell(p)}" if p >= 0.001 else f"p{SPACE}{p_cell(p)}"
 
 
 def p_cell(p: float) -> str:
     """A p for the cell of a table."""
-    return p_value(p).removeprefix("p ").removeprefix("= ")
+    if math.isnan(p):
+        return NONE
+    return f"<{SPACE}0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
 def count(value: float, noun: str) -> str:

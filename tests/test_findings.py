@@ -1,0 +1,149 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from study_folders import lay_down
+from tlkd.contrasts import image_weights
+from tlkd.errors import BadInput
+from tlkd.findings import Findings, find
+from tlkd.folder import StudyFolder, load_predictions, save_predictions
+from tlkd.summary import summarise
+
+TWO = {"arms": [{"name": "tl", "kind": "tl"}, {"name": "soft", "kind": "tl_kd", "teacher": "lite1"},
+                {"name": "hard", "kind": "tl_kd", "teacher": "lite2", "soft_weight": 1.0}],
+       "teachers": {"lite1": {"model": "packaged:efficientnet_lite1"},
+                    "lite2": {"model": "packaged:efficientnet_lite2", "per_seed": True}}}
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyFolder, Findings]:
+    folder = lay_down(tmp_path_factory.mktemp("planted"))
+    return folder, find(folder)
+
+
+def test_a_planted_gain_is_supported_and_said(planted: tuple[StudyFolder, Findings]) -> None:
+    found = planted[1]
+    [contrast] = found.contrasts
+    assert contrast.verdict.word == contrast.word == "supported"
+    assert contrast.verdict.gain == pytest.approx(0.06, abs=0.01)
+    assert contrast.verdict.interval.low < contrast.verdict.gain < contrast.verdict.interval.high
+    assert contrast.verdict.interval.covers == "seeds and test images, given one teacher"
+    summary = summarise(found)
+    assert summary.headline.startswith("The teacher helps: TL+KD is better than TL by ")
+    assert [[each.word for each in one.evidence] or one.word for one in summary.statements] == [
+        ["supported"], "not examined", ["supported"], "not examined"]
+
+
+def test_the_gain_is_that_of_the_predictions(planted: tuple[StudyFolder, Findings]) -> None:
+    folder, found = planted
+    accuracy: dict[str, list[float]] = {"tl": [], "tl_kd": []}
+    for run in folder.finished():
+        one = folder.predictions(run)
+        accuracy[run.arm.name].append(float((one.logits.argmax(1) == one.labels).mean()))
+    gains = np.array(accuracy["tl_kd"]) - np.array(accuracy["tl"])
+    [contrast] = found.contrasts
+    np.testing.assert_allclose(contrast.gains, gains, atol=1e-12)
+    assert contrast.verdict.gain == pytest.approx(gains.mean(), abs=1e-12)
+    assert contrast.improvements["accuracy"] == pytest.approx(gains.mean(), abs=1e-12)
+
+
+def test_a_planted_null_is_inconclusive_and_says_what_is_needed(tmp_path: Path) -> None:
+    found = find(lay_down(tmp_path / "s", gain=0.0, earlier=0.0))
+    [contrast] = found.contrasts
+    assert contrast.verdict.word == "inconclusive"
+    assert contrast.verdict.needed is not None
+    summary = summarise(found)
+    assert summary.headline.startswith("These runs cannot tell whether the teacher helps")
+    text = " ".join(summary.statements[0].evidence[0].paragraphs)
+    assert "To show a gain of 0.5 points with 80 % power" in text
+    assert f"about {contrast.verdict.needed.seeds} seeds (here 10)" in text
+
+
+def test_harm_is_refuted(tmp_path: Path) -> None:
+    found = find(lay_down(tmp_path / "s", gain=-0.05, earlier=-2.0))
+    [contrast] = found.contrasts
+    assert contrast.word == "refuted" and contrast.verdict.harmful
+    assert contrast.speed.word == "refuted"
+    assert summarise(found).headline.startswith("The teacher hurts: TL+KD is worse than TL by ")
+
+
+def test_metrics_without_confusion_do_not_support_hypothesis_1(planted: tuple[StudyFolder, Findings]) -> None:
+    [contrast] = planted[1].contrasts
+    assert contrast.confusions.agrees
+    against = dataclasses.replace(contrast, confusions=dataclasses.replace(contrast.confusions, gaining=3, losing=7))
+    assert against.verdict.word == "supported" and against.word == "inconclusive"
+
+
+def test_planted_curves_are_found_earlier_at_the_primary_threshold(planted: tuple[StudyFolder, Findings]) -> None:
+    [contrast] = planted[1].contrasts
+    speed = contrast.speed
+    assert speed.primary is not None
+    half = [one.threshold for one in speed.thresholds if 2 * one.tl_reached >= 10]
+    assert speed.primary.threshold == max(half)
+    assert speed.thresholds[-1].tl_reached + speed.thresholds[-1].tl_kd_reached > 0
+    assert speed.word == "supported" and speed.primary.gain > 1
+    assert len(speed.crossings) == 1 and 1 < speed.crossings[0] <= 5  # it starts lower and overtakes
+
+
+def test_balanced_accuracy_weighs_images_by_class(tmp_path: Path) -> None:
+    sizes = (5, 10, 20, 40, 80, 80, 80, 80, 80, 80)
+    found = find(lay_down(tmp_path / "s", per_class=sizes, verdict={"metric": "balanced_accuracy"}))
+    [contrast] = found.contrasts
+    assert contrast.verdict.gain == pytest.approx(contrast.improvements["balanced_accuracy"], abs=1e-12)
+    assert contrast.verdict.gain != pytest.approx(contrast.improvements["accuracy"], abs=1e-6)
+    assert not found.balanced
+    weights = image_weights(np.array([0, 0, 0, 1]), "balanced_accuracy")
+    np.testing.assert_allclose(weights, [2 / 3, 2 / 3, 2 / 3, 2])
+
+
+def test_two_arms_form_one_family_and_only_a_single_teacher_is_a_condition(tmp_path: Path) -> None:
+    found = find(lay_down(tmp_path / "s", gain={"soft": 0.05, "hard": -0.03}, **TWO))
+    soft, hard = found.contrasts
+    assert (soft.label, hard.label) == ("TL+KD (soft)", "TL+KD (hard)")
+    assert soft.verdict.contrasts == hard.verdict.contrasts == 2
+    assert soft.verdict.p_seed_adjusted == pytest.approx(2 * soft.verdict.p_seed)
+    assert soft.verdict.interval.covers.endswith("given one teacher")
+    assert "given" not in hard.verdict.interval.covers
+    assert len(found.agreements) == 6
+    assert summarise(found).headline == "TL+KD (soft): better than TL in test accuracy. TL+KD (hard): worse than TL."
+
+
+def test_one_seed_failures_and_a_lone_arm_are_said_in_words(tmp_path: Path) -> None:
+    one = summarise(find(lay_down(tmp_path / "one", seeds=1)))
+    assert "one seed gives no interval" in one.statements[0].evidence[0].paragraphs[0]
+    assert any(each.grave and "Too few seeds" in each.title for each in one.cautions)
+    failed = find(lay_down(tmp_path / "failed", seeds=3, failed=("tl-clean-1",), missing=("tl_kd-clean-2",)))
+    assert failed.contrasts[0].seeds == (0,)
+    [caution] = [each for each in summarise(failed).cautions if "missing" in each.title]
+    assert caution.title == "2 of 6 runs are missing" and "tl-clean-1 (epoch 3, step 4: the loss is nan)" in caution.text
+    alone = summarise(find(lay_down(tmp_path / "alone", seeds=2, arms=[{"name": "tl", "kind": "tl"}], teachers={})))
+    assert alone.headline == "Nothing to compare: TL is the study's only arm."
+    nothing = summarise(find(lay_down(tmp_path / "none", seeds=1, failed=("tl-clean-0", "tl_kd-clean-0"))))
+    assert nothing.headline == "Nothing to compare: no run has finished."
+    without = {"arms": [{"name": "kd", "kind": "tl_kd", "teacher": "lite1"}]}
+    assert "no arm of kind tl" in summarise(find(lay_down(tmp_path / "kd", seeds=2, **without))).headline
+
+
+def test_grave_things_are_said(tmp_path: Path) -> None:
+    found = find(lay_down(tmp_path / "s", selection="test", teacher_accuracy=0.7, seeds=6))
+    titles = {each.title: each.grave for each in summarise(found).cautions}
+    assert titles["Chosen on the test split"]
+    assert "The teacher lite1 is no better than the student alone" in titles
+    assert "Few seeds" in titles
+    assert found.teachers[0].no_better
+
+
+def test_predictions_for_other_images_are_refused(tmp_path: Path) -> None:
+    folder = lay_down(tmp_path / "s", seeds=2)
+    path = folder.run_path(folder.runs()[-1]) / "predictions.npz"
+    one = load_predictions(path)
+    save_predictions(path, dataclasses.replace(one, sample_ids=np.roll(one.sample_ids, 1)))
+    with pytest.raises(BadInput, match=r"tl_kd-clean-1: its predictions are for other test images"):
+        find(folder)
+
+
+def test_no_study_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no study lies here"):
+        find(StudyFolder(tmp_path))

@@ -1,0 +1,116 @@
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from study_folders import lay_down
+from tlkd import report
+from tlkd.errors import BadInput
+
+NASTY = ('<script>alert("x")</script> & co', "cat")
+
+
+class Page(HTMLParser):
+    """Collects what a test asks of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.targets: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            if name in ("src", "href", "xlink:href", "data", "action"):
+                self.targets.append(value or "")
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = lay_down(tmp_path_factory.mktemp("planted"), footnotes=["Temperature: `10` or 20; taken: 10.", "A <b> & c."])
+    return report.write(folder.path)
+
+
+def test_the_folder_holds_page_tables_and_figures(planted: Path) -> None:
+    assert planted.name == "report.html"
+    assert len(list((planted.parent / "tables").glob("*.csv"))) == 17
+    figures = {path.stem for path in (planted.parent / "figures").glob("*.svg")}
+    assert figures == {path.stem for path in (planted.parent / "figures").glob("*.png")} and len(figures) == 5
+    assert not list(planted.parent.rglob("*.tmp-*"))
+    verdict = pd.read_csv(planted.parent / "tables" / "verdicts.csv").iloc[0]
+    assert verdict.word == "supported" and 0 < verdict.gain < 1
+
+
+def test_the_page_refers_to_nothing_outside_of_itself(planted: Path) -> None:
+    text = planted.read_text()
+    page = Page(text)
+    assert "script" not in page.tags and "link" not in page.tags and "iframe" not in page.tags
+    assert all(target.startswith("#") for target in page.targets)
+    assert not re.search(r"url\((?!#)", text) and "@import" not in text
+    assert len(page.ids) == len(set(page.ids)), "ids of two figures clash"
+    wanted = {target[1:] for target in page.targets} | set(re.findall(r"url\(#([^)]*)\)", text))
+    assert wanted <= set(page.ids)
+
+
+def test_the_page_says_it_in_plain_words(planted: Path) -> None:
+    words = " ".join(" ".join(Page(planted.read_text()).words).split())
+    first, rest = words.split("Metrics on the test split", 1)
+    assert "The teacher helps: TL+KD is better than TL by" in first
+    assert "points of test accuracy" in first and "95 % interval" in first and "10 seeds, 400 test images" in first
+    assert "given one teacher" in first and "not examined" in first
+    for wanted in ("table 6.1", "table 6.2", "figure 6.1", "figure 6.9", "error decrement", "a processor", "tlkd run planted",
+                   "from the cache", "Footnotes", "A <b> & c."):
+        assert wanted in first + "table 6.1" + rest, wanted
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    folder = lay_down(tmp_path / "s", classes=NASTY, seeds=1, per_class=10, failed=("tl_kd-clean-0",),
+                      skipped=({"id": "train/<img src=x>.png", "reason": "zero bytes"},))
+    text = report.write(folder.path).read_text()
+    page = Page(text)
+    assert "script" not in page.tags and "img" not in page.tags
+    assert NASTY[0] in page.words and "&lt;script&gt;" in text
+
+
+def test_chosen_on_the_test_split_is_a_red_box(tmp_path: Path) -> None:
+    folder = lay_down(tmp_path / "s", seeds=2, per_class=4, selection="test")
+    text = report.write(folder.path).read_text()
+    assert re.search(r'class="alarm"[^>]*><p><strong>Chosen on the test split:', text)
+    assert "accuracy on the test split (%)" in text
+
+
+def test_many_classes_leave_the_middle_to_the_csv(tmp_path: Path) -> None:
+    folder = lay_down(tmp_path / "s", classes=tuple(f"kind{number:02}" for number in range(50)), per_class=2, seeds=2)
+    text = report.write(folder.path).read_text()
+    assert "30 more in classes.csv" in text and "30 more in data.csv" in text
+    assert len(pd.read_csv(folder.path / "tables" / "classes.csv")) == 52
+
+
+def test_nothing_finished_is_a_page_all_the_same(tmp_path: Path) -> None:
+    folder = lay_down(tmp_path / "s", seeds=1, failed=("tl-clean-0", "tl_kd-clean-0"))
+    text = report.write(folder.path).read_text()
+    assert "no run has finished" in text and "2 of 2 runs are missing" in text
+
+
+def test_no_study_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no study lies here"):
+        report.write(tmp_path)
+
+
+def test_a_report_needs_no_torch(tmp_path: Path) -> None:
+    folder = lay_down(tmp_path / "s", seeds=1, per_class=2, epochs=2)
+    code = ("import sys; from pathlib import Path; from tlkd import report; report.write(Path(sys.argv[1])); "
+            "assert 'torch' not in sys.modules, 'torch was imported'")
+    subprocess.run([sys.executable, "-c", code, str(folder.path)], check=True, timeout=120)
