@@ -2,8 +2,8 @@
 
 import numpy as np
 import torch
-from common import Row, interleaved, network, pixels
 
+from common import Row, interleaved, network, pixels
 from tlkd import banks
 
 
@@ -22,7 +22,8 @@ def main() -> None:
                 for _ in range(array.shape[0] * array.shape[1] // batch):
                     net.features(resident)
 
-        Row(f"raw forward / bank building ({name.partition(':')[2]}, 32 to {size} px)", interleaved(build, raw), ">= 0.95",
+        what = f"raw forward / bank building ({name.partition(':')[2]}, 32 to {size} px)"
+        Row(what, interleaved(build, raw), ">= 0.95",
             f"{array.shape[1]} images in 2 views, batches of {batch}, {torch.get_num_threads()} threads").print()
 
 

@@ -28,8 +28,8 @@ class Row:
 
     def print(self) -> None:
         low, middle, high = min(self.ratios), statistics.median(self.ratios), max(self.ratios)
-        print(f"{self.what}: median {middle:.3f} ({low:.3f} to {high:.3f}, {len(self.ratios)} repeats), goal {self.goal}. "
-              f"{self.note}")
+        print(f"{self.what}: median {middle:.3f} ({low:.3f} to {high:.3f}, {len(self.ratios)} repeats), "
+              f"goal {self.goal}. {self.note}")
         print("ROW " + json.dumps(asdict(self)), flush=True)
 
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 import torch
-from common import CPU, Row, interleaved, network
 from torch.nn import functional
 
+from common import CPU, Row, interleaved, network
 from tlkd import specs
 from tlkd.batches import Rows
 from tlkd.losses import make_loss
@@ -23,7 +23,8 @@ def main() -> None:
     features, logits, targets = torch.from_numpy(bank), torch.from_numpy(soft), torch.from_numpy(labels)
 
     def ours(with_teacher: bool) -> None:
-        task = Task(Rows(bank, CPU), labels, 2, Rows(soft, CPU) if with_teacher else None, "dev", Rows(bank, CPU), labels[:1])
+        soft_labels = Rows(soft, CPU) if with_teacher else None
+        task = Task(Rows(bank, CPU), labels, 2, soft_labels, "dev", Rows(bank, CPU), labels[:1])
         loss = make_loss("tl_kd", 0.1, 10.0) if with_teacher else make_loss("tl")
         fit(net, net.classify, loss, task, specs.Training(epochs=EPOCHS, batch_size=BATCH), 0, CPU)
 

@@ -23,22 +23,25 @@ def met(goal: str, value: float) -> str:
 def main() -> None:
     rows = []
     for name in sys.argv[1:] or SCRIPTS:
-        lines = subprocess.run([sys.executable, f"{name}.py"], cwd=HERE, check=True, stdout=subprocess.PIPE, text=True).stdout
-        rows += [(name, json.loads(line.removeprefix("ROW "))) for line in lines.splitlines() if line.startswith("ROW ")]
-        print(lines, flush=True)
+        done = subprocess.run([sys.executable, f"{name}.py"], cwd=HERE, check=True, stdout=subprocess.PIPE, text=True)
+        found = [line for line in done.stdout.splitlines() if line.startswith("ROW ")]
+        rows += [(name, json.loads(line.removeprefix("ROW "))) for line in found]
+        print(done.stdout, flush=True)
     if sys.argv[1:]:
         return  # a part is for looking at, not for the record
     machine, installed = hardware(torch.device("cpu")), versions()
-    text = ["# Benchmarks", "", "Written by `make benchmarks`. Each figure is a ratio of times taken in one process, the two sides",
+    text = ["# Benchmarks", "",
+            "Written by `make benchmarks`. Each figure is a ratio of times taken in one process, the two sides",
             "interleaved; medians, with the least and the greatest.", "",
             f"{datetime.now(UTC):%Y-%m-%d}, commit {git_commit()}, {machine['processor']}, {machine['cores']} cores, "
             f"{machine.get('memory_gib')} GiB, torch {installed['torch']}, Python {installed['python']}.", "",
-            "| script | ratio | median | range | repeats | goal | met | setting |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+            "| script | ratio | median | range | repeats | goal | met | setting |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- |"]
     for name, row in rows:
         ratios = row["ratios"]
         middle = statistics.median(ratios)
-        text.append(f"| `{name}.py` | {row['what']} | {middle:.3f} | {min(ratios):.3f} to {max(ratios):.3f} | {len(ratios)} | "
-                    f"{row['goal']} | {met(row['goal'], middle)} | {row['note']} |")
+        text.append(f"| `{name}.py` | {row['what']} | {middle:.3f} | {min(ratios):.3f} to {max(ratios):.3f} | "
+                    f"{len(ratios)} | {row['goal']} | {met(row['goal'], middle)} | {row['note']} |")
     (HERE / "RESULTS.md").write_text("\n".join(text) + "\n")
     print(f"written: {HERE / 'RESULTS.md'}")
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 import torch
-from common import CPU, Row, interleaved, network, pixels
 
+from common import CPU, Row, interleaved, network, pixels
 from tlkd import specs
 from tlkd.batches import Rows
 from tlkd.losses import make_loss
@@ -37,7 +37,8 @@ def main() -> None:
 
     note = f"lite0 at {SIZE} px, all trained, batches of {BATCH}, {threads} threads"
     Row("raw step / full training step", interleaved(lambda: ours(None), raw), ">= 0.95", note).print()
-    Row("TL+KD epoch / TL epoch, bank built", interleaved(lambda: ours(None), lambda: ours(soft)), "<= 1.03", note).print()
+    ratios = interleaved(lambda: ours(None), lambda: ours(soft))
+    Row("TL+KD epoch / TL epoch, bank built", ratios, "<= 1.03", note).print()
 
 
 if __name__ == "__main__":

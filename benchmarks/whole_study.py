@@ -1,8 +1,8 @@
 """The whole frozen study (2 arms x 10 seeds x 30 epochs, 5,000 images) against the live thesis loop.
 
-The live loop is what one writes first: DataLoader, PIL, both networks run on every batch of every epoch. It is measured for
-one epoch of each arm on a fifth of the images and extrapolated in proportion; its teacher's own fine-tuning is left out,
-while the study's is in. Every repeat of the study starts with an empty cache. Its peak memory is printed too.
+The live loop is what one writes first: DataLoader, PIL, both networks run on every batch of every epoch. It is measured
+for one epoch of each arm on a fifth of the images and extrapolated in proportion; its teacher's own fine-tuning is left
+out, while the study's is in. Every repeat of the study starts with an empty cache. Its peak memory is printed too.
 """
 
 import os
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import CPU, Row, network
 from PIL import Image
 from torch.nn import functional
 from torchvision import datasets, transforms
 
+from common import CPU, Row, network
 from tlkd.specs import read_study
 from tlkd.study import run_study
 
@@ -80,8 +80,8 @@ def main() -> None:
             print(f"repeat {repeat}: study {studies[-1]:.1f} s, live loop {lives[-1]:.0f} s", file=sys.stderr)
     Row("live thesis loop (extrapolated) / whole frozen study", ratios, ">= 100",
         f"{CLASSES * (TRAIN - TRAIN // 10)} training images, lite0 from lite2 at {SIZE} px; the study took "
-        f"{np.median(studies):.0f} s, the live loop would take {np.median(lives) / 3600:.1f} h; peak memory of the process "
-        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB").print()
+        f"{np.median(studies):.0f} s, the live loop would take {np.median(lives) / 3600:.1f} h; peak memory of the "
+        f"process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB").print()
 
 
 if __name__ == "__main__":

@@ -31,18 +31,19 @@ class Network(nn.Module):
 
 def sources(size=24, some=("hflip", "crop:2")):
     drawn = np.random.default_rng(0)
-    found = {}
+    found, mean, sd = {}, (0.5,) * 3, (0.25,) * 3
     for split, count in COUNTS.items():
         chosen = views.train_views(some if split == "train" else ())
         stored = drawn.integers(0, 256, (count, 20, 20, 3), np.uint8)
         keys = seeding.keys([f"{split} {number}" for number in range(count)])
-        found[split] = (Pixels(stored, np.arange(count), keys, chosen, size, 0, (0.5,) * 3, (0.25,) * 3, CPU), len(chosen), count)
+        source = Pixels(stored, np.arange(count), keys, chosen, size, 0, mean, sd, CPU)
+        found[split] = source, len(chosen), count
     return found
 
 
 def build(cache, network, width=5, made_from=None, inputs=None, **options):
-    return banks.build(cache, "logits", {"size": 24} if made_from is None else made_from, inputs or {"backbone": "b"}, width,
-                       sources(**options), network, "logits")
+    made_from, inputs = made_from or {"size": 24}, inputs or {"backbone": "b"}
+    return banks.build(cache, "logits", made_from, inputs, width, sources(**options), network, "logits")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -125,7 +126,8 @@ def test_the_manifest_says_what_is_in_it(tmp_path):
     assert artifact.about["splits"] == {"train": [4, 70, 5], "dev": [1, 9, 5], "test": [1, 65, 5]}
     assert artifact.about["torch"] == torch.__version__ and artifact.about["threads"] == 1
     assert artifact.manifest["spec"] == {"size": 24} and artifact.manifest["inputs"] == {"backbone": "b"}
-    assert set(artifact.manifest["files"]) == {"train.npy", "dev.npy", "test.npy"} and store.damaged(artifact.path) == []
+    assert set(artifact.manifest["files"]) == {"train.npy", "dev.npy", "test.npy"}
+    assert store.damaged(artifact.path) == []
 
 
 def test_using_a_bank_does_not_change_it(tmp_path):
@@ -163,4 +165,5 @@ def test_a_bank_of_a_banks_rows(tmp_path):
     logits = banks.build(tmp_path, "heads", {}, {}, 3, counts, head, "logits").arrays
     for split, array in features.items():
         with torch.no_grad():
-            np.testing.assert_allclose(logits[split], head(torch.from_numpy(np.array(array))).numpy(), rtol=1e-5, atol=1e-5)
+            live = head(torch.from_numpy(np.array(array)))
+        np.testing.assert_allclose(logits[split], live.numpy(), rtol=1e-5, atol=1e-5)

@@ -56,8 +56,8 @@ def test_pixels_are_the_views_of_the_splits_own_rows():
     assert found.shape == (4, 3, 20, 20)
     for own, view, sample in zip(found, which, samples, strict=True):
         image = torch.from_numpy(source.images[source.rows[sample]][None])
-        expected = views.render(image, source.keys[sample:sample + 1], (source.views[view],), np.zeros(1, np.int64), 20, 0,
-                                (0.5,) * 3, (0.25,) * 3)[0]
+        expected = views.render(image, source.keys[sample:sample + 1], (source.views[view],), np.zeros(1, np.int64),
+                                20, 0, (0.5,) * 3, (0.25,) * 3)[0]
         torch.testing.assert_close(own, expected, rtol=0, atol=1e-5)
     assert (found[1] - found[2]).abs().max() > 0.5  # one sample in two views
 
@@ -106,7 +106,7 @@ def test_predictions_are_float32_and_need_no_gradient():
 
 def test_a_network_is_predicted_alike_from_pixels_and_one_by_one():
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     source = pixels(())
     twin = [network(source(np.zeros(1, np.int64), np.array([sample])))[0].tolist() for sample in range(5)]
     np.testing.assert_allclose(predict(network, source, 5, 2), twin, rtol=0, atol=1e-5)

@@ -46,12 +46,26 @@ def test_the_expectation_is_exact(rate):
     assert scale == pytest.approx(1 / (1 - rate), rel=1e-4)
 
 
+@pytest.mark.parametrize("rate", RATES)
+def test_over_all_draws_the_mean_is_one(rate, monkeypatch):
+    class EveryDraw:
+        def __init__(self, bits):
+            pass
+
+        def integers(self, steps, size, dtype):
+            return np.arange(steps, dtype=dtype).reshape(size)
+
+    monkeypatch.setattr(np.random, "Generator", EveryDraw)
+    assert Dropout(rate)(torch.ones(256, 256, dtype=torch.float64)).mean().item() == pytest.approx(1, rel=1e-14)
+
+
 def test_the_literal_mask():
     """Drawn by NumPy's SFC64 from one number of PyTorch's, and compared with the rate in 65,536ths."""
     values = torch.randn(7, 11)
     found = dropped(values, 0.3, seed=5)
     torch.manual_seed(5)
-    draws = np.random.Generator(np.random.SFC64(int(torch.randint(2**62, ())))).integers(65536, size=(7, 11), dtype=np.uint16)
+    drawn = np.random.Generator(np.random.SFC64(int(torch.randint(2**62, ()))))
+    draws = drawn.integers(65536, size=(7, 11), dtype=np.uint16)
     twin = np.where(draws >= 19661, values.numpy() * np.float32(65536 / (65536 - 19661)), 0)
     np.testing.assert_array_equal(found.numpy(), twin)
 
@@ -60,12 +74,12 @@ def test_the_mask_follows_from_the_seed_alone():
     values = torch.randn(64, 100)
     first = dropped(values, 0.2, seed=1)
     np.random.default_rng().random(10)
-    np.random.seed(3)  # noqa: NPY002
+    np.random.seed(3)
     assert torch.equal(dropped(values, 0.2, seed=1), first)
     assert not torch.equal(dropped(values, 0.2, seed=2) == 0, first == 0)
-    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    state = np.random.get_state()[1].copy()
     dropped(values, 0.2)
-    np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+    np.testing.assert_array_equal(np.random.get_state()[1], state)
 
 
 def test_every_call_draws_anew_and_takes_one_number():

@@ -9,7 +9,7 @@ from tlkd.contrasts import image_weights
 from tlkd.errors import BadInput
 from tlkd.findings import Findings, find
 from tlkd.folder import StudyFolder, load_predictions, save_predictions
-from tlkd.summary import summarise
+from tlkd.summary import hurts, summarise
 
 TWO = {"arms": [{"name": "tl", "kind": "tl"}, {"name": "soft", "kind": "tl_kd", "teacher": "lite1"},
                 {"name": "hard", "kind": "tl_kd", "teacher": "lite2", "soft_weight": 1.0}],
@@ -66,6 +66,8 @@ def test_harm_is_refuted(tmp_path: Path) -> None:
     [contrast] = found.contrasts
     assert contrast.word == "refuted" and contrast.verdict.harmful
     assert contrast.speed.word == "refuted"
+    few = dataclasses.replace(contrast, verdict=dataclasses.replace(contrast.verdict, p_seed_adjusted=0.25))
+    assert hurts(contrast) and not hurts(few)
     assert summarise(found).headline.startswith("The teacher hurts: TL+KD is worse than TL by ")
 
 
@@ -117,7 +119,8 @@ def test_one_seed_failures_and_a_lone_arm_are_said_in_words(tmp_path: Path) -> N
     failed = find(lay_down(tmp_path / "failed", seeds=3, failed=("tl-clean-1",), missing=("tl_kd-clean-2",)))
     assert failed.contrasts[0].seeds == (0,)
     [caution] = [each for each in summarise(failed).cautions if "missing" in each.title]
-    assert caution.title == "2 of 6 runs are missing" and "tl-clean-1 (epoch 3, step 4: the loss is nan)" in caution.text
+    assert caution.title == "2 of 6 runs are missing"
+    assert "tl-clean-1 (epoch 3, step 4: the loss is nan)" in caution.text
     alone = summarise(find(lay_down(tmp_path / "alone", seeds=2, arms=[{"name": "tl", "kind": "tl"}], teachers={})))
     assert alone.headline == "Nothing to compare: TL is the study's only arm."
     nothing = summarise(find(lay_down(tmp_path / "none", seeds=1, failed=("tl-clean-0", "tl_kd-clean-0"))))

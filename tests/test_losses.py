@@ -37,10 +37,11 @@ def batch(seed=0, samples=6, classes=5, scale=3.0):
     return student, torch.randint(classes, (samples,), generator=draw), teacher
 
 
-@given(st.integers(0, 10**6), st.integers(1, 7), st.integers(2, 6), st.floats(0, 1), st.floats(0.5, 20), st.floats(0.1, 8))
+@given(st.integers(0, 10**6), st.tuples(st.integers(1, 7), st.integers(2, 6), st.floats(0.1, 8)), st.floats(0, 1),
+       st.floats(0.5, 20))
 @settings(max_examples=50, deadline=None)
-def test_the_loss_is_the_literal_sum(seed, samples, classes, soft_weight, temperature, scale):
-    student, labels, teacher = batch(seed, samples, classes, scale)
+def test_the_loss_is_the_literal_sum(seed, shape_and_scale, soft_weight, temperature):
+    student, labels, teacher = batch(seed, *shape_and_scale)
     expected = twin(student.tolist(), labels.tolist(), teacher.tolist(), soft_weight, temperature)
     found = distillation_loss(student, labels, teacher, soft_weight, temperature)
     assert found.dtype == torch.float64

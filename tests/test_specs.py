@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -566,6 +566,7 @@ values = st.recursive(scalars, lambda inner: st.one_of(
         lambda value: isinstance(value, str))), inner, max_size=4)), max_leaves=12)
 
 
+@settings(deadline=None)
 @given(values)
 @example({"1e3": "1e3", "on": "on", "null": "null", "é": "é"})
 @example({"a": {"b": [1.0, 1e300, 1e-300, 5e-324, -0.0, 1e16]}})
@@ -575,6 +576,7 @@ def test_yaml_reads_back_what_it_wrote(value: Any) -> None:
     assert canonical(parse_yaml(text, "x")) == canonical(value) if "inf" not in repr(value) else True
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_is_yaml_or_bad_input(text: str) -> None:
     try:
@@ -587,12 +589,14 @@ def test_any_text_is_yaml_or_bad_input(text: str) -> None:
 
 
 PATHS = ["name", "data", "student", "teachers", "arms", "conditions", "training", "seeds", "bank", "verdict",
-         "footnotes", "data.source", "data.augment", "data.normalise", "data.normalise.sd", "data.masks", "data.dev_fraction",
+         "footnotes", "data.source", "data.augment", "data.normalise", "data.normalise.sd", "data.masks",
+         "data.dev_fraction",
          "student.model", "student.trainable", "teachers.big", "teachers.big.training", "teachers.big.labels",
          "arms.kd", "arms.0", "arms.kd.kind", "arms.kd.soft_weight", "conditions.0", "conditions.0.name",
          "training.epochs", "training.early_stopping", "selection", "explanation", "nonsense", "data.nonsense"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(PATHS), values), min_size=1, max_size=3))
 def test_whatever_stands_at_a_key_is_accepted_or_refused_in_plain_words(changes: list[tuple[str, Any]]) -> None:
     raw: dict[str, Any] = {**copy.deepcopy(SMALL), "conditions": [{"name": "clean"}]}
@@ -615,6 +619,7 @@ def reordered(value: Any, draw: Any) -> Any:
     return [reordered(item, draw) for item in value] if isinstance(value, list) else value
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_the_order_of_keys_does_not_change_the_hash(data: st.DataObject) -> None:
     raw = parse_yaml(DESIGN, "design")
@@ -638,7 +643,8 @@ def test_a_default_written_out_does_not_change_the_hash() -> None:
 
 CHANGES = ["name=other", "data.source=cifar10", "data.root=x", "data.train_per_class=5", "data.test_per_class=5",
            "data.test_fraction=0.3", "data.dev_fraction=0.2", "data.data_seed=1", "data.fit=pad",
-           "data.augment=[hflip]", "data.normalise=dataset", "data.on_bad_image=skip", "student.model=timm:resnet18", "student.weights=none",
+           "data.augment=[hflip]", "data.normalise=dataset", "data.on_bad_image=skip", "student.model=timm:resnet18",
+           "student.weights=none",
            "student.input_size=64", "student.trainable=all", "student.batch_norm=train", "student.dropout=0",
            "student.start=tl", "teachers.big.per_seed=true", "teachers.big.fit=false", "teachers.big.training.epochs=4",
            "arms.kd.temperature=4", "arms.kd.soft_weight=0.5", "arms.tl.name=hard", "training.epochs=4",
@@ -663,6 +669,7 @@ def test_the_hash_stays_what_it_was() -> None:
     assert canonical_hash({}) == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"  # SHA-256 of "{}"
 
 
+@settings(deadline=None)
 @given(values, values)
 def test_equal_texts_mean_equal_values(one: Any, other: Any) -> None:
     assume("inf" not in repr((one, other)))

@@ -70,16 +70,18 @@ def test_an_address_changes_with_each_ingredient():
     other = [("thing", 1, SPEC, INPUTS), ("things", 2, SPEC, INPUTS), ("things", 1, {**SPEC, "size": 49}, INPUTS),
              ("things", 1, {**SPEC, "size": 48.5}, INPUTS), ("things", 1, {**SPEC, "more": None}, INPUTS),
              ("things", 1, {"size": 48, "views": ["flip", "identity"]}, INPUTS), ("things", 1, SPEC, {}),
-             ("things", 1, SPEC, {**INPUTS, "data": "e" * 20}), ("things", 1, SPEC, {"data": "b" * 64, "backbone": "d" * 20}),
-             ("things", 1, {**SPEC, **INPUTS}, {}), ("things", 1, {"size": "48", "views": SPEC["views"]}, INPUTS)]
+             ("things", 1, SPEC, {**INPUTS, "data": "e" * 20}), ("things", 1, {**SPEC, **INPUTS}, {}),
+             ("things", 1, SPEC, {"data": INPUTS["backbone"], "backbone": INPUTS["data"]}),
+             ("things", 1, {"size": "48", "views": SPEC["views"]}, INPUTS)]
     addresses = [store.address(*ingredients) for ingredients in [("things", 1, SPEC, INPUTS), *other]]
     assert len(set(addresses)) == len(addresses)
     assert all(len(address) == 20 and set(address) <= set("0123456789abcdef") for address in addresses)
 
 
 def test_an_address_does_not_change_with_the_order_of_keys():
-    turned = {"views": ["identity", "flip"], "size": 48}
-    assert store.address("things", 1, turned, dict(reversed(INPUTS.items()))) == store.address("things", 1, SPEC, INPUTS)
+    spec, inputs = dict(reversed(SPEC.items())), dict(reversed(INPUTS.items()))
+    assert list(spec) != list(SPEC) and list(inputs) != list(INPUTS)
+    assert store.address("things", 1, spec, inputs) == store.address("things", 1, SPEC, INPUTS)
     nested = store.address("x", 1, {"a": {"b": 1, "c": 2}}, {}), store.address("x", 1, {"a": {"c": 2, "b": 1}}, {})
     assert nested[0] == nested[1]
 
@@ -167,8 +169,9 @@ def put_a_list_for_the_manifest(path):
     (path / "manifest.json").write_text("[1]")
 
 
-DAMAGES = [flip_a_byte, cut_short, remove_a_file, remove_the_manifest, cut_the_manifest_short, put_zeros_into_the_manifest,
-           change_the_address, list_no_files, list_a_file_without_a_checksum, put_a_list_for_the_manifest]
+DAMAGES = [flip_a_byte, cut_short, remove_a_file, remove_the_manifest, cut_the_manifest_short,
+           put_zeros_into_the_manifest, change_the_address, list_no_files, list_a_file_without_a_checksum,
+           put_a_list_for_the_manifest]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -338,6 +341,25 @@ def test_correctness_does_not_rest_on_the_lock(tmp_path):
     assert left_in(tmp_path) == []
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_another_process_may_publish_at_the_last_moment(tmp_path, monkeypatch, whole):
+    """Between the look whether something is there and the rename."""
+    final = tmp_path / "runs" / "tl-0"
+    store.publish(final, "one", {}, Builder("first"))
+    if not whole:
+        flip_a_byte(final)
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    monkeypatch.setattr(store, "find", lambda *_, find=store.find, calls=[]: calls.append(1) or (
+        find(final, "one") if len(calls) > 2 else None))
+    if whole:
+        store.publish(final, "one", {}, Builder("second"))
+    else:
+        with pytest.raises(OSError, match="not empty"):
+            store.publish(final, "one", {}, Builder("second"))
+    monkeypatch.undo()
+    assert (final / "deep" / "a.txt").read_text() == "first" and len(list(final.parent.iterdir())) == 2
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
@@ -353,8 +375,9 @@ def test_allocate_gives_zeros_that_stay(tmp_path):
 
 
 def test_json_has_no_nan(tmp_path):
-    value = {"a": math.nan, "b": [math.inf, -math.inf, 1.5, True, None, "NaN"], 3: {"c": (np.float32("nan"), np.float64(0.5))},
-             "d": np.int64(7), "e": np.bool_(True), "f": np.array([[1.0, np.nan]]), "g": np.float32(0.25)}
+    value = {"a": math.nan, "b": [math.inf, -math.inf, 1.5, True, None, "NaN"],
+             3: {"c": (np.float32("nan"), np.float64(0.5))}, "d": np.int64(7), "e": np.bool_(True),
+             "f": np.array([[1.0, np.nan]]), "g": np.float32(0.25)}
     store.write_json(tmp_path / "x.json", value)
     text = (tmp_path / "x.json").read_text()
     expected = {"a": None, "b": [None, None, 1.5, True, None, "NaN"], "3": {"c": [None, 0.5]}, "d": 7, "e": True,
@@ -450,7 +473,8 @@ def check_full(found, folder):
     lines = found.stdout.splitlines()
     assert len(lines) == 4, found.stdout
     for line in lines:
-        assert line.startswith(f"{folder}: the disk is full (") and "still stands" in line and "--out or TLKD_CACHE" in line
+        assert line.startswith(f"{folder}: the disk is full (")
+        assert "still stands" in line and "--out or TLKD_CACHE" in line
 
 
 def test_a_full_disk_is_one_line_and_the_old_state_stands(tmp_path):
@@ -460,8 +484,8 @@ def test_a_full_disk_is_one_line_and_the_old_state_stands(tmp_path):
 
 
 def test_a_limit_on_files_is_like_a_full_disk(tmp_path):
-    found = subprocess.run([sys.executable, "-c", textwrap.dedent(FULL), tmp_path, "size"], capture_output=True, text=True,
-                           timeout=60, check=False)
+    found = subprocess.run([sys.executable, "-c", textwrap.dedent(FULL), tmp_path, "size"], capture_output=True,
+                           text=True, timeout=60, check=False)
     check_full(found, tmp_path)
     assert found.stdout.count("File too large") == 4
 
@@ -500,7 +524,7 @@ def test_a_folder_of_somebody_else_is_one_line():
     try:
         if root:
             os.seteuid(nobody)
-        with pytest.raises(BadInput, match=rf"{folder}.*: cannot be written \(Permission denied\); choose another --out"):
+        with pytest.raises(BadInput, match=rf"{folder}.*: cannot be written \(Permission denied\); choose another"):
             get(folder, Builder())
         with pytest.raises(BadInput, match="cannot be written"):
             store.replace_text(folder / "x.csv", "x")

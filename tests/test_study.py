@@ -60,7 +60,8 @@ def test_a_study_leaves_what_it_promises(shapes_folder: Path, own_cache: Path, t
     assert table["teacher_agreement"].between(0, 1).all()
     for run_id in table["run_id"]:
         names = {path.name for path in (out / "runs" / run_id).iterdir()}
-        assert names == {"spec.json", "history.csv", "predictions.npz", "model.safetensors", "result.json", "manifest.json"}
+        assert names == {"spec.json", "history.csv", "predictions.npz", "model.safetensors", "result.json",
+                         "manifest.json"}
     run = StudyFolder(out).runs()[0]
     predictions = StudyFolder(out).predictions(run)
     assert predictions.logits.shape == (24, 3)
@@ -82,10 +83,10 @@ def test_a_finished_run_is_never_repeated(shapes_folder: Path, own_cache: Path, 
     before = numbers(out)
     trained: list[str] = []
     real = pipeline.train
-    monkeypatch.setattr(pipeline, "train", lambda *a, **k: trained.append(a[-1]) or real(*a, **k))
+    monkeypatch.setattr(pipeline, "train", lambda *a, **k: trained.append(a[1].who + str(k["seed"])) or real(*a, **k))
     shutil.rmtree(out / "runs" / "tl_kd-clean-1")
     run_study(spec, out, CPU)
-    assert trained == ["tl_kd-clean-1"]  # neither the teacher nor any other run
+    assert trained == ["student1"]  # neither the teacher nor any other run
     pd.testing.assert_frame_equal(before, numbers(out))
 
 
@@ -114,8 +115,8 @@ def test_without_soft_weight_an_arm_is_tl_bit_for_bit(shapes_folder: Path, own_c
 
 def test_a_teacher_changes_a_tl_run_in_nothing(shapes_folder: Path, own_cache: Path, tmp_path: Path) -> None:
     run_study(small_study(shapes_folder, "seeds=[0]"), tmp_path / "a", CPU)
-    run_study(small_study(shapes_folder, "seeds=[0]", "teachers.lite1.training={epochs: 1}", "arms.tl_kd.temperature=2"),
-              tmp_path / "b", CPU)
+    other = small_study(shapes_folder, "seeds=[0]", "teachers.lite1.training={epochs: 1}", "arms.tl_kd.temperature=2")
+    run_study(other, tmp_path / "b", CPU)
     manifests = [json.loads((tmp_path / which / "runs" / "tl-clean-0" / "manifest.json").read_text()) for which in "ab"]
     assert manifests[0]["address"] == manifests[1]["address"]
     assert "soft_labels" not in manifests[0]["inputs"]
@@ -123,7 +124,8 @@ def test_a_teacher_changes_a_tl_run_in_nothing(shapes_folder: Path, own_cache: P
     assert kd[0]["address"] != kd[1]["address"]
 
 
-def test_everything_trained_starts_from_tl_and_teacher_per_seed(shapes_folder: Path, own_cache: Path, tmp_path: Path) -> None:
+def test_everything_trained_from_tl_with_a_teacher_per_seed(shapes_folder: Path, own_cache: Path,
+                                                            tmp_path: Path) -> None:
     out = tmp_path / "out"
     spec = small_study(shapes_folder, "student.trainable=all", "student.start=tl", "teachers.lite1.per_seed=true",
                        "training.epochs=1", "data.augment=[hflip, 'crop:2']")

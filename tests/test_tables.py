@@ -22,7 +22,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyFolder, Findin
     for run in folder.runs():
         path = folder.run_path(run)
         logits = 2.0 * np.eye(2)[PREDICTED[run.arm.name, run.seed]]
-        save_predictions(path / "predictions.npz", Predictions(np.arange(8).astype(str), LABELS, logits.astype(np.float32)))
+        save_predictions(path / "predictions.npz", Predictions(np.arange(8).astype(str), LABELS,
+                                                               logits.astype(np.float32)))
         curve = [0.5, 0.6, 0.8, 0.7] if run.arm.name == "tl" else [0.4, 0.8 + 0.05 * run.seed, 0.8, 0.9]
         history = pd.read_csv(path / "history.csv")
         history["dev_accuracy"] = curve

@@ -1,10 +1,11 @@
-"""The training loop against literal loops, and what it promises: pairing, resuming to the bit, modes, failing in words."""
+"""The training loop against literal loops, and its promises: pairing, resuming to the bit, modes, failing in words."""
 
 import copy
 import itertools
 import json
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
-from tlkd import models, seeding, specs, views
+from tlkd import models, progress, seeding, specs, views
 from tlkd.batches import Pixels, Rows
 from tlkd.errors import RunFailed
 from tlkd.losses import distillation_loss, hard_loss, make_loss
@@ -38,18 +40,18 @@ def _one_thread():
 
 def convolutions():
     """With 3 x 3 kernels, whose channels-last layout is not the plain one, batch norm, and dropout in the middle."""
-    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.1),
-                         nn.Conv2d(4, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.1),
+        nn.Conv2d(4, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-def network_of(trainable, dropout=0.0, seed=0, backbone=None):
+def network_of(trainable, dropout=0.0):
     """`head`: for banked features, the backbone a stand-in; `all`: a small convolutional network."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        backbone = backbone or (nn.Linear(4, WIDTH) if trainable == "head" else convolutions())
-        width = WIDTH if trainable == "head" else 6
-        network = models.Network(backbone, nn.Linear(width, CLASSES), name="tiny", classes=CLASSES, width=width, input_size=12,
-                                 dropout=dropout, mean=HALF, sd=HALF, origin="here", licence=None)
+        torch.manual_seed(0)
+        backbone, width = (nn.Linear(4, WIDTH), WIDTH) if trainable == "head" else (convolutions(), 6)
+        network = models.Network(backbone, nn.Linear(width, CLASSES), name="tiny", classes=CLASSES, width=width,
+                                 input_size=12, dropout=dropout, mean=HALF, sd=HALF, origin="here", licence=None)
     if trainable == "head":
         network.live = frozenset()
         network.backbone.requires_grad_(False)
@@ -98,8 +100,8 @@ def training(**changes):
 
 
 def train(trainable, settings, *, loss=hard_loss, soft=False, dropout=0.0, seed=3, network=None, task=None, **options):
-    network = network or network_of(trainable, dropout)
-    result = fit(network, forward_of(network, trainable), loss, task or task_of(trainable, soft), settings, seed, CPU, **options)
+    network, task = network or network_of(trainable, dropout), task or task_of(trainable, soft)
+    result = fit(network, forward_of(network, trainable), loss, task, settings, seed, CPU, **options)
     return network, result
 
 
@@ -122,13 +124,13 @@ def test_an_epoch_holds_every_sample_once_and_no_lone_last_one(seed, epoch, coun
     sizes = [len(samples) for samples, _ in batches]
     assert all(number == size for number in sizes[:-1])
     assert 1 <= sizes[-1] <= size + 1
-    assert sizes[-1] > 1 or count == 1 or (size == 1 and False)
-    assert all(len(which) == len(samples) and which.dtype == np.int64 and 0 <= which.min() and which.max() < count_views
+    assert sizes[-1] > 1 or count == 1
+    assert all(len(which) == len(samples) and which.dtype == np.int64 and set(which.tolist()) <= set(range(count_views))
                for samples, which in batches)
 
 
-@pytest.mark.parametrize(("count", "sizes"), [(41, [8, 8, 8, 8, 9]), (42, [8, 8, 8, 8, 8, 2]), (40, [8] * 5), (9, [9]), (8, [8]),
-                                              (1, [1]), (7, [7])])
+@pytest.mark.parametrize(("count", "sizes"), [(41, [8, 8, 8, 8, 9]), (42, [8, 8, 8, 8, 8, 2]), (40, [8] * 5), (9, [9]),
+                                              (8, [8]), (1, [1]), (7, [7])])
 def test_a_last_batch_of_one_joins_the_one_before(count, sizes):
     assert [len(samples) for samples, _ in epoch_batches(0, 1, count, 1, 8)] == sizes
 
@@ -166,7 +168,7 @@ def cosine(epoch, settings):
 
 @pytest.mark.parametrize("kind", ["tl", "tl_kd"])
 def test_head_training_is_the_literal_loop_in_numpy(kind):
-    """Softmax regression with its gradient written out, in float64: SGD, momentum, weight decay, cosine, both losses."""
+    """Softmax regression with its gradient written out, in float64: SGD, momentum, weight decay, cosine."""
     settings, weight, temperature = training(epochs=5), 0.4 if kind == "tl_kd" else 0.0, 4.0
     start = network_of("head")
     w, b = (tensor.detach().double().numpy().copy() for tensor in (start.head.weight, start.head.bias))
@@ -185,15 +187,15 @@ def test_head_training_is_the_literal_loop_in_numpy(kind):
             slope = (1 - weight) * (softmax(z) - np.eye(CLASSES)[labels[samples]])
             slope += weight * temperature * (softmax(z / temperature) - softmax(z_t / temperature))
             slope /= len(samples)
-            for value, gradient, moving in ((w, slope.T @ x, speed[0]), (b, slope.sum(0), speed[1])):
-                moving *= settings.momentum
-                moving += gradient + settings.weight_decay * value
-                value -= rate * moving
+            speed = [settings.momentum * speed[0] + slope.T @ x + settings.weight_decay * w,
+                     settings.momentum * speed[1] + slope.sum(0) + settings.weight_decay * b]
+            w, b = w - rate * speed[0], b - rate * speed[1]
     network, result = train("head", settings, loss=make_loss(kind, weight, temperature), soft=kind == "tl_kd")
     np.testing.assert_allclose(network.head.weight.detach().numpy(), w, rtol=0, atol=1e-6)
     np.testing.assert_allclose(network.head.bias.detach().numpy(), b, rtol=0, atol=1e-6)
     assert np.abs(w - start.head.weight.detach().numpy()).max() > 0.1  # it went somewhere
-    np.testing.assert_allclose([row["learning_rate"] for row in result.history], [cosine(e, settings) for e in range(1, 6)])
+    rates = [row["learning_rate"] for row in result.history]
+    np.testing.assert_allclose(rates, [cosine(epoch, settings) for epoch in range(1, 6)])
 
 
 @pytest.mark.parametrize("kind", ["tl", "tl_kd"])
@@ -218,7 +220,7 @@ def test_full_training_is_the_literal_loop_in_pytorch(kind):
                 speed[name] = settings.momentum * speed.get(name, 0) + gradient
             with torch.no_grad():
                 for name, parameter in twin.named_parameters():
-                    parameter -= cosine(epoch, settings) * speed[name]
+                    parameter.sub_(cosine(epoch, settings) * speed[name])
     network, result = train("all", settings, loss=make_loss(kind, weight, temperature), soft=kind == "tl_kd", task=task)
     start = network_of("all").state_dict()
     for name, tensor in network.state_dict().items():
@@ -235,7 +237,7 @@ def test_adamw_is_pytorchs():
     for epoch in range(1, 5):
         for samples, which in epoch_batches(3, epoch, SAMPLES, 2, 8):
             optimiser.zero_grad()
-            nn.functional.cross_entropy(twin(task.inputs(which, samples)), torch.from_numpy(task.labels[samples])).backward()
+            hard_loss(twin(task.inputs(which, samples)), torch.from_numpy(task.labels[samples])).backward()
             optimiser.step()
     torch.testing.assert_close(network.head.weight, twin.weight, rtol=0, atol=1e-6)
 
@@ -292,12 +294,12 @@ def test_training_lowers_the_loss(trainable, optimiser):
 def test_without_soft_weight_an_arm_is_tl_to_the_bit(trainable, wild):
     task = task_of(trainable, soft=True)
     if wild:
-        task = Task(**{**vars(task), "soft_labels": lambda which, samples: torch.full((len(samples), CLASSES), math.inf)})
+        task = replace(task, soft_labels=lambda which, samples: torch.full((len(samples), CLASSES), math.inf))
     settings = training(report_epoch="best")
     tl, tl_result = train(trainable, settings, dropout=0.3)
     kd, kd_result = train(trainable, settings, dropout=0.3, loss=make_loss("tl_kd", 0.0, 10.0), task=task)
     assert same_bits(tl, kd) and plain(tl_result.history) == plain(kd_result.history)
-    other, _ = train(trainable, settings, dropout=0.3, loss=make_loss("tl_kd", 1e-3, 10.0), task=task_of(trainable, soft=True))
+    other, _ = train(trainable, settings, dropout=0.3, loss=make_loss("tl_kd", 1e-3, 10.0), soft=True)
     assert not same_bits(tl, other)
 
 
@@ -316,7 +318,7 @@ def shown_in(trainable, loss, seed, soft):
             kept.append((result.detach() != 0) | (given[0] == 0))
 
     network.dropout.register_forward_hook(note)
-    train(trainable, training(epochs=2), loss=loss, seed=seed, network=network, task=Task(**{**vars(task), "inputs": inputs}))
+    train(trainable, training(epochs=2), loss=loss, seed=seed, network=network, task=replace(task, inputs=inputs))
     return asked, kept
 
 
@@ -346,7 +348,7 @@ def test_soft_labels_are_those_of_the_view_that_the_student_sees():
         targets.append((labels.tolist(), soft_labels.clone()))
         return distillation_loss(logits, labels, soft_labels, 0.5, 4.0)
 
-    train("head", training(epochs=2), loss=loss, task=Task(**{**vars(task), **{name: spy(name) for name in asked}}))
+    train("head", training(epochs=2), loss=loss, task=replace(task, **{name: spy(name) for name in asked}))
     assert asked["inputs"] == asked["soft_labels"] and len(targets) == 10
     for (which, samples), (labels, soft) in zip(asked["inputs"], targets, strict=True):
         assert labels == task.labels[samples].tolist()
@@ -357,7 +359,7 @@ def test_the_same_training_twice_gives_the_same_bits_and_another_seed_does_not()
     settings = training()
     first, _ = train("all", settings, dropout=0.2)
     torch.manual_seed(77)
-    np.random.seed(77)  # noqa: NPY002
+    np.random.seed(77)
     assert same_bits(train("all", settings, dropout=0.2)[0], first)
     assert not same_bits(train("all", settings, dropout=0.2, seed=4)[0], first)
 
@@ -382,7 +384,8 @@ def interrupted(trainable, settings, stops, path, **options):
 
 
 @pytest.mark.parametrize("trainable", ["head", "all"])
-@pytest.mark.parametrize(("optimiser", "schedule"), list(itertools.product(["sgd", "adamw"], ["cosine", "plateau", "constant"])))
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+@pytest.mark.parametrize("schedule", ["cosine", "plateau", "constant"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_a_resumed_training_is_bit_identical(tmp_path, trainable, optimiser, schedule, dropout):
     settings = training(epochs=6, optimiser=optimiser, schedule=schedule, plateau_patience=0, plateau_factor=0.5,
@@ -400,7 +403,8 @@ def test_a_resumed_training_is_bit_identical(tmp_path, trainable, optimiser, sch
         assert whole_result.history[-1]["learning_rate"] < settings.learning_rate
 
 
-@pytest.mark.parametrize("changes", [{"momentum": 0.0}, {"report_epoch": "last"}, {"precision": "bf16"}, {"early_stopping": 3}])
+@pytest.mark.parametrize("changes", [{"momentum": 0.0}, {"report_epoch": "last"}, {"precision": "bf16"},
+                                     {"early_stopping": 3}])
 def test_a_resumed_training_is_bit_identical_in_other_settings_too(tmp_path, changes):
     settings = training(**{"epochs": 6, **changes})
     whole, whole_result = train("all", settings, dropout=0.2)
@@ -423,15 +427,15 @@ def test_what_a_checkpoint_leaves_out_would_be_noticed(tmp_path):
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     assert any(name.startswith("optimiser/") for name in tensors)
-    from safetensors.torch import save_file
-    save_file({name: tensor for name, tensor in tensors.items() if not name.startswith("optimiser/")}, path, metadata=metadata)
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("optimiser/")}
+    save_file(kept, path, metadata=metadata)
     assert not same_bits(train("all", settings, checkpoint=path)[0], whole)
 
 
 def test_a_finished_training_is_not_repeated(tmp_path):
     settings, path = training(report_epoch="best"), tmp_path / "c.safetensors"
     whole, whole_result = train("all", settings, checkpoint=path)
-    task = Task(**{**vars(task_of("all")), "inputs": lambda *_: pytest.fail("it trained again")})
+    task = replace(task_of("all"), inputs=lambda *_: pytest.fail("it trained again"))
     again, result = train("all", settings, checkpoint=path, task=task)
     assert same_bits(whole, again) and result.history == whole_result.history
 
@@ -439,19 +443,16 @@ def test_a_finished_training_is_not_repeated(tmp_path):
 def test_a_killed_write_does_not_harm_the_last_checkpoint(tmp_path, monkeypatch):
     settings, path = training(epochs=4), tmp_path / "c.safetensors"
     whole, _ = train("all", settings)
-    from tlkd import training as module
-
     written = []
 
-    def save_file(tensors, target, metadata):
+    def failing(tensors, target, metadata):
         written.append(target)
         if len(written) == 3:
             target.write_bytes(b"half")
             raise OSError("no more")
-        return module_save(tensors, target, metadata)
+        save_file(tensors, target, metadata)
 
-    module_save = module.save_file
-    monkeypatch.setattr(module, "save_file", save_file)
+    monkeypatch.setattr("tlkd.training.save_file", failing)
     with pytest.raises(OSError, match="no more"):
         train("all", settings, checkpoint=path)
     assert [item.name for item in tmp_path.iterdir()] == ["c.safetensors"]
@@ -459,6 +460,22 @@ def test_a_killed_write_does_not_harm_the_last_checkpoint(tmp_path, monkeypatch)
     (tmp_path / "c.tmp").write_bytes(b"half")  # as SIGKILL would leave it
     resumed, _ = train("all", settings, checkpoint=path)
     assert same_bits(whole, resumed) and [item.name for item in tmp_path.iterdir()] == ["c.safetensors"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "of another"])
+def test_a_damaged_checkpoint_is_said_and_the_training_starts_anew(tmp_path, capsys, damage):
+    progress.console.cache_clear()
+    settings, path = training(epochs=2), tmp_path / "c.safetensors"
+    whole, result = train("all", settings, checkpoint=path)
+    if damage == "of another":
+        save_file({"x": torch.zeros(3)}, path)
+    else:
+        path.write_bytes(path.read_bytes()[:-100 if damage == "cut" else 0])
+    again, anew = train("all", settings, checkpoint=path)
+    assert same_bits(again, whole) and plain(anew.history) == plain(result.history)
+    said = capsys.readouterr().err
+    progress.console.cache_clear()
+    assert str(path) in said and "starts anew" in said
 
 
 def test_a_checkpoint_is_safetensors_and_json(tmp_path):
@@ -501,7 +518,7 @@ def scripted(accuracies, **changes):
 
 
 @pytest.mark.parametrize("patience", [0, 1, 2])
-@pytest.mark.parametrize("factor", [0.1, 0.9])
+@pytest.mark.parametrize("factor", [0.3, 0.9])
 def test_a_plateau_lowers_the_rate_by_its_factor_after_its_patience(patience, factor):
     accuracies = [0.2, 0.5, 0.5, 0.4, 0.5, 0.5, 0.55, 0.5, 0.5, 0.5, 0.5, 0.5]
     _, result, _ = scripted(accuracies, schedule="plateau", plateau_patience=patience, plateau_factor=factor)
@@ -605,19 +622,21 @@ def watch(network):
     return seen
 
 
-@pytest.mark.parametrize(("trainable", "batch_norm"), [("all", "eval"), ("last:1", "eval"), ("last:1", "train"), ("head", "eval")])
+@pytest.mark.parametrize(("trainable", "batch_norm"), [("all", "eval"), ("last:1", "eval"), ("last:1", "train"),
+                                                       ("head", "eval")])
 def test_what_is_trained_is_in_train_mode_while_it_is_and_at_no_other_time(trainable, batch_norm):
     """On a real network, in parts: timm's smallest ResNet."""
-    spec = specs.Network(model="timm:test_resnet", weights="none", input_size=32, trainable=trainable, batch_norm=batch_norm)
+    spec = specs.Network(model="timm:test_resnet", weights="none", input_size=32, trainable=trainable,
+                         batch_norm=batch_norm)
     network = models.build(spec, CLASSES, 0)
     before = copy.deepcopy(network.state_dict())
     seen = watch(network)
-    pictures = {split: Pixels(**{**vars(pixels(10, number)), "size": 32}) for number, split in enumerate(("train", "check"))}
-    task = task_of("all", inputs=pictures["train"], labels=labels_of(10, 0), check_inputs=pictures["check"],
-                   check_labels=labels_of(10, 1))
+    shown, looked_at = (replace(pixels(10, number), size=32) for number in (0, 1))
+    task = task_of("all", inputs=shown, labels=labels_of(10, 0), check_inputs=looked_at, check_labels=labels_of(10, 1))
     train("all", training(epochs=2), network=network, task=task)
     assert not any(module.training for module in network.modules())
-    modes = {phase: {name: mode for (where, name), mode in seen.items() if where == phase} for phase in ("train", "look")}
+    modes = {phase: {name: mode for (where, name), mode in seen.items() if where == phase}
+             for phase in ("train", "look")}
     assert all(mode == {False} for mode in modes["look"].values()) and "head" in modes["look"]
     assert modes["train"].pop("") == modes["train"].pop("head") == modes["train"].pop("dropout") == {True}
     for name, mode in modes["train"].items():
@@ -641,14 +660,14 @@ def test_global_randomness_and_threads_are_left_as_they_were(how):
             raise Killed
 
     torch.manual_seed(11)
-    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate(), torch.is_grad_enabled()  # noqa: NPY002
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate(), torch.is_grad_enabled()
     assert torch.get_num_threads() == 1
     try:
         train("head", training(threads=2), dropout=0.5, loss=loss, on_epoch=on_epoch)
     except (RunFailed, Killed):
         assert how != "to the end"
     assert set(during) == {2} and torch.get_num_threads() == 1
-    after = torch.get_rng_state(), np.random.get_state()[1], random.getstate(), torch.is_grad_enabled()  # noqa: NPY002
+    after = torch.get_rng_state(), np.random.get_state()[1], random.getstate(), torch.is_grad_enabled()
     assert torch.equal(before[0], after[0]) and np.array_equal(before[1], after[1]) and before[2:] == after[2:]
 
 
@@ -665,7 +684,7 @@ def test_the_callers_randomness_does_not_reach_in_and_heads_do_not_mind_threads(
 @pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
 def test_precision_is_that_of_the_network_alone(precision):
     """Weights, images and the loss stay in float32; in between the network computes in what the study says."""
-    half = specs_dtype(precision)
+    half = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     network, inputs, outputs = network_of("all"), [], []
     network.register_forward_pre_hook(lambda _, given: inputs.append(given[0].dtype))
 
@@ -683,10 +702,6 @@ def test_precision_is_that_of_the_network_alone(precision):
     for name, tensor in network.state_dict().items():
         torch.testing.assert_close(tensor, full.state_dict()[name], rtol=0, atol=0.2)
     assert same_bits(network, full) == (precision == "float32")
-
-
-def specs_dtype(precision):
-    return {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def test_frozen_parameters_do_not_move_and_have_no_gradient():

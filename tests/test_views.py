@@ -86,8 +86,8 @@ def test_boxes_fill_their_ranges_evenly():
     assert stats.kstest(logs, "uniform").pvalue > 1e-3
     assert stats.kstest(top[small] / (1 - height[small]), "uniform").pvalue > 1e-3
     assert stats.kstest(left[small] / (1 - width[small]), "uniform").pvalue > 1e-3
-    related = np.corrcoef(np.stack([area[small], logs, top[small] / (1 - height[small]), left[small] / (1 - width[small])]))
-    assert np.abs(related - np.eye(4)).max() < 0.1
+    places = top[small] / (1 - height[small]), left[small] / (1 - width[small])
+    assert np.abs(np.corrcoef(np.stack([area[small], logs, *places])) - np.eye(4)).max() < 0.1
 
 
 def test_a_box_follows_from_key_crop_and_data_seed_alone():
@@ -145,8 +145,8 @@ def test_nothing_outside_the_box_is_seen():
     assert (weights[:, 5:15] > 0).any(0).all()  # and all that is inside is
 
 
-@pytest.mark.parametrize(("side", "size"), [(40, 96), (40, 56), (28, 48), (40, 41), (40, 39), (96, 40), (64, 48), (50, 10), (40, 1),
-                                            (8, 64), (40, 80), (80, 40), (32, 224)])
+@pytest.mark.parametrize(("side", "size"), [(40, 96), (40, 56), (28, 48), (40, 41), (40, 39), (96, 40), (64, 48),
+                                            (50, 10), (40, 1), (8, 64), (40, 80), (80, 40), (32, 224)])
 def test_the_identity_is_torchvisions_antialiased_resize(side, size):
     pixels = images(side=side)
     expected = tv.resize(planes(pixels), [size, size], antialias=True)
@@ -218,8 +218,8 @@ def test_a_sample_looks_the_same_in_every_batch(size, augment):
     for number in (0, 7, 19):
         alone = render(pixels[number:number + 1], KEYS[number:number + 1], some, which[number:number + 1], size, **UNIT)
         torch.testing.assert_close(alone, whole[number:number + 1], **CLOSE)
-        lone_view = render(pixels[number:number + 1], KEYS[number:number + 1], (some[which[number]],), np.zeros(1, np.int64),
-                           size, **UNIT)
+        lone_view = render(pixels[number:number + 1], KEYS[number:number + 1], (some[which[number]],),
+                           np.zeros(1, np.int64), size, **UNIT)
         torch.testing.assert_close(lone_view, whole[number:number + 1], **CLOSE)
 
 

@@ -31,6 +31,13 @@ class Bank:
         return {path.stem: np.load(path, mmap_mode="c") for path in sorted(self.artifact.path.glob("*.npy"))}
 
 
+def cached(cache: Path, kind: str, made_from: Mapping[str, Any], inputs: Mapping[str, str]) -> Bank | None:
+    """The bank if it lies in the cache, whole."""
+    where = store.address(kind, VERSION, dict(made_from), inputs)
+    artifact = store.find(cache / kind / where, where)
+    return None if artifact is None else Bank(artifact)
+
+
 def build(cache: Path, kind: str, made_from: Mapping[str, Any], inputs: Mapping[str, str], width: int,
           sources: Mapping[str, tuple[Source, int, int]], forward: Callable[[Tensor], Tensor], what: str) -> Bank:
     """The bank of `forward` over `sources`, out of the cache or made now.

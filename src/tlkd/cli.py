@@ -24,7 +24,7 @@ Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A study's folder, a
 def main() -> None:
     """Run the command line: exit code 0 all well, 1 something failed, 2 bad input (one line on stderr)."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="tlkd", standalone_mode=False)
     except BadInput as error:
         code = _complain(str(error))
     except (KeyboardInterrupt, typer.Abort):

@@ -47,6 +47,10 @@ class Group:
         shortest = min(len(curve) for curve in self.curves)
         return np.array([curve[:shortest] for curve in self.curves])
 
+    def value(self, metric: str, seed: int) -> float:
+        """A metric of the run with this seed."""
+        return float(self.metrics[metric][self.seeds.index(seed)])
+
     @property
     def mean_sd(self) -> float:
         """The sd over seeds at each epoch, averaged over epochs; nan for one seed."""

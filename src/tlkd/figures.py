@@ -19,7 +19,6 @@ from matplotlib.ticker import MaxNLocator
 from tlkd import wording
 from tlkd.contrasts import Contrast, Floats, Group
 from tlkd.findings import Findings
-from tlkd.tables import paired, value_of
 
 BLUE = "#0072B2"
 WARM = ("#D55E00", "#E69F00", "#CC79A7", "#882255", "#AA4499", "#999933")
@@ -62,7 +61,7 @@ def draw(found: Findings) -> list[Drawing]:
             if not any(each.condition == condition for each in found.contrasts):
                 makers += [(f"confusion_{one.arm.name}_{condition}", f"Confusion matrix of {one.label}",
                             partial(confusion_alone, found, one)) for one in groups]
-    for each, tl, group in paired(found):
+    for each, tl, group in found.pairs():
         name = f"{each.arm.name}_{each.condition}"
         makers += [(f"gains_{name}", f"Gain of {each.label} over {each.tl_label} for each seed",
                     partial(gains, found, each, tl, group)),
@@ -85,10 +84,10 @@ def _save(name: str, alt: str, make: Callable[[], Figure]) -> Drawing:
         figure = make()
         FigureCanvasAgg(figure)
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # laid out once, for both files
+        figure.set_layout_engine(None)  # laid out once, for both files
         svg, png = io.StringIO(), io.BytesIO()
-        figure.savefig(svg, format="svg", bbox_inches="tight", pad_inches=0.06, metadata={"Date": None})
-        figure.savefig(png, format="png", bbox_inches="tight", pad_inches=0.06, metadata={"Software": None})
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+        figure.savefig(png, format="png", metadata={"Software": None})
     # Text stays text. DejaVu is a wide face: what fits in it also fits in the narrower ones that readers have.
     text = svg.getvalue().replace("'DejaVu Sans'", "Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif")
     return Drawing(name, alt, re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL), png.getvalue())
@@ -103,8 +102,8 @@ def gains(found: Findings, each: Contrast, tl: Group, group: Group) -> Figure:
     metric, rows = found.study.verdict.metric, np.arange(len(seeds))
     figure = Figure(figsize=(8.2, 1.5 + 0.24 * min(len(seeds), 40)), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2), sharey=True)
-    before = 100 * np.array([value_of(tl, metric, seed) for seed in seeds])
-    after = 100 * np.array([value_of(group, metric, seed) for seed in seeds])
+    before = 100 * np.array([tl.value(metric, seed) for seed in seeds])
+    after = 100 * np.array([group.value(metric, seed) for seed in seeds])
     left.hlines(rows, before, after, color="#c3cad1", linewidth=2, zorder=1)
     left.scatter(before, rows, color=BLUE, s=34, label=each.tl_label, zorder=3)
     left.scatter(after, rows, color=colour(found, each.arm.name), s=34, marker="D", label=each.label, zorder=2)

@@ -4,7 +4,7 @@ Fractions lie in [0, 1], epochs count from 1, and every difference is an arm min
 arm is the better. Only what the study's folder holds is read, and torch is not needed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,18 @@ class Findings:
     def balanced(self) -> bool:
         """Whether all classes have equally many test images."""
         return len(set(self.test_counts.tolist())) == 1
+
+    def pairs(self) -> Iterator[tuple[Contrast, Group, Group]]:
+        """Each contrast with the groups of TL and of its arm."""
+        for each in self.contrasts:
+            tl = self.group(self.tl.name, each.condition) if self.tl is not None else None
+            group = self.group(each.arm.name, each.condition)
+            if tl is not None and group is not None:
+                yield each, tl, group
+
+    def label(self, each: Contrast) -> str:
+        """A contrast's arm as readers call it, with its condition where the study has several."""
+        return each.label if len(self.study.conditions) == 1 else f"{each.label}, {each.condition}"
 
     def group(self, arm: str, condition: str) -> Group | None:
         """The finished runs of an arm under a condition, if there are any."""

@@ -55,7 +55,7 @@ def save_predictions(path: Path, predictions: Predictions) -> None:
 
 def load_predictions(path: Path) -> Predictions:
     """Read `predictions.npz`; nothing in it is unpickled. Raises BadInput where it cannot be read."""
-    with _reading(path), np.load(path, allow_pickle=False) as arrays:
+    with _reading(path), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         return Predictions(arrays["sample_ids"], arrays["labels"], arrays["logits"])
 
 
@@ -129,8 +129,9 @@ class StudyFolder:
         path = self.path / "results.csv"
         if not path.is_file():
             raise BadInput(f"{self.path}: no results yet (there is no results.csv); finish it with `tlkd run`")
-        with _reading(path):  # names are text as they stand: an arm may be called `na` or `01`
-            return pd.read_csv(path, converters={"run_id": str, "arm": str, "condition": str})
+        names = dict.fromkeys(("run_id", "arm", "condition"), str)
+        with _reading(path):  # names are text as they stand: an arm may be called `nan` or `01`
+            return pd.read_csv(path, dtype=names, keep_default_na=False, na_values=[""])
 
     def history(self, run: Run) -> pd.DataFrame:
         """A finished run's curves: a row an epoch."""
@@ -171,8 +172,8 @@ class StudyFolder:
         with _reading(path):
             return list(store.read_json(path))
 
-    def prepare(self, study: Study, provenance: Mapping[str, Any]) -> None:
-        """Write `study.yaml`; refuse a folder that holds another study, naming the first key that differs."""
+    def refuse_other(self, study: Study) -> None:
+        """Refuse a folder that holds another study, naming the first key that differs, or no study at all."""
         if (self.path / "study.yaml").is_file():
             old, new = _by_name(self.study.model_dump(mode="json")), _by_name(study.model_dump(mode="json"))
             for key in new:
@@ -181,10 +182,16 @@ class StudyFolder:
                 if key not in EXTENDABLE and canonical(old[key]) != canonical(new[key]):
                     where, was, now = _first_difference(key, old[key], new[key])
                     raise BadInput(f"{self.path}: holds a study with {where}: {was} (now {now}); choose another --out")
-            if self.study == study:
-                return
         elif self.path.is_dir() and any(self.path.iterdir()):
             raise BadInput(f"{self.path}: is not empty and holds no study; choose another --out")
+        elif self.path.exists() and not self.path.is_dir():
+            raise BadInput(f"{self.path}: is a file; choose another --out")
+
+    def prepare(self, study: Study, provenance: Mapping[str, Any]) -> None:
+        """Write `study.yaml`, unless it says the same already."""
+        self.refuse_other(study)
+        if (self.path / "study.yaml").is_file() and self.study == study:
+            return
         text = dump_yaml({**study.model_dump(mode="json"), "provenance": dict(provenance)})
         store.replace_text(self.path / "study.yaml", text)
         self.__dict__.pop("_file", None)

@@ -62,7 +62,7 @@ def _facts(found: Findings) -> list[tuple[str, str]]:
                        and sum(each.values()))
     return [("Data", f"{study.data.source}: {wording.count(len(found.classes), 'class')}; {images} images"),
             ("Student", f"{study.student.model}, {study.student.input_size} px, {part}"),
-            ("Teacher" if len(teachers) == 1 else "Teachers", "; ".join(teachers) or "none"),
+            ("Teachers" if len(teachers) > 1 else "Teacher", "; ".join(teachers) or "none"),
             ("Arms", "; ".join(arms)),
             ("Runs", f"{found.planned - len(found.failures) - len(found.unfinished)} of {found.planned} finished: "
                      f"{wording.count(len(study.seeds), 'seed')} an arm, "

@@ -8,7 +8,6 @@ from typing import Any
 from tlkd import tables
 from tlkd.contrasts import Contrast, Group
 from tlkd.findings import Findings
-from tlkd.summary import contrast_label
 from tlkd.wording import NONE, count, duration, gain, number, p_cell, percent, size
 
 NAMES = {"accuracy": "accuracy (%)", "balanced_accuracy": "balanced accuracy (%)", "precision": "precision, macro (%)",
@@ -70,7 +69,7 @@ def verdicts(found: Findings) -> Table:
     for each in found.contrasts:
         one = each.verdict
         ends = (f"{gain(one.interval.low)} to {gain(one.interval.high)}" if math.isfinite(one.interval.low) else NONE)
-        rows.append((contrast_label(found, each), one.word, gain(one.gain), ends, p_cell(one.p_seed),
+        rows.append((found.label(each), one.word, gain(one.gain), ends, p_cell(one.p_seed),
                      p_cell(one.p_image),
                      *((p_cell(one.p_seed_adjusted), p_cell(one.p_image_adjusted)) if several else ()),
                      number(one.effect), number(one.n_seeds, 0), number(one.n_images, 0)))
@@ -105,9 +104,9 @@ def classes(found: Findings, each: Contrast) -> Table:
             for key in ("support", "tl_true_positives", "tl_kd_true_positives", "difference")}
     for name, share, part in (("mean", matrix.mean, 1 / len(matrix.rows)), ("all errors pooled", matrix.pooled, 1.0)):
         images = sums["support"] * part
-        rows.append((name, number(images, 0 if images == round(images) else 1), number(sums["tl_true_positives"] * part, 1),
-                     number(sums["tl_kd_true_positives"] * part, 1), number(sums["difference"] * part, 1, sign=True),
-                     percent(share)))
+        rows.append((name, number(images, 0 if images == round(images) else 1),
+                     number(sums["tl_true_positives"] * part, 1), number(sums["tl_kd_true_positives"] * part, 1),
+                     number(sums["difference"] * part, 1, sign=True), percent(share)))
     heads = ("class", "test images", f"{each.tl_label}, true positives", f"{each.label}, true positives", "difference",
              "error decrement (%)")
     note = (f"Counts are means over {count(len(each.seeds), 'seed')} (the thesis took one run); sorted by recall of "

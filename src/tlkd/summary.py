@@ -71,11 +71,6 @@ def summarise(found: Findings) -> Summary:
     ), tuple(cautions(found)))
 
 
-def contrast_label(found: Findings, each: Contrast) -> str:
-    """An arm's label, with its condition where the study has several."""
-    return each.label if len(found.study.conditions) == 1 else f"{each.label}, {each.condition}"
-
-
 def headline(found: Findings) -> str:
     """The answer in a sentence or two."""
     endpoint = ENDPOINTS[found.study.verdict.metric]
@@ -85,7 +80,7 @@ def headline(found: Findings) -> str:
         return _one_headline(found.contrasts[0], endpoint)
     words: dict[str, list[str]] = {"supported": [], "harmful": [], "refuted": [], "inconclusive": []}
     for each in found.contrasts:
-        words["harmful" if each.verdict.harmful else each.verdict.word].append(contrast_label(found, each))
+        words["harmful" if hurts(each) else each.verdict.word].append(found.label(each))
     tl = found.contrasts[0].tl_label
     least = f"{gain(found.study.verdict.smallest_gain, 1).lstrip('+')} points"
     parts = [f"{listed(names)}: {text}" for names, text in (
@@ -96,6 +91,12 @@ def headline(found: Findings) -> str:
     return " ".join(parts)
 
 
+def hurts(each: Contrast) -> bool:
+    """Whether an arm is surely worse than TL, by the same three demands that a supported gain must meet."""
+    verdict = each.verdict
+    return verdict.harmful and max(verdict.p_seed_adjusted, verdict.p_image_adjusted) < verdict.level
+
+
 def _one_headline(each: Contrast, endpoint: str) -> str:
     verdict = each.verdict
     digits = digits_for(verdict.interval.low, verdict.interval.high)
@@ -104,7 +105,7 @@ def _one_headline(each: Contrast, endpoint: str) -> str:
     if verdict.word == "supported":
         but = f" \N{EN DASH} surely less than the {least} points that matter" if verdict.too_small else ""
         return f"The teacher helps: {each.label} is better than {each.tl_label} by {size} points of {endpoint}{but}."
-    if verdict.harmful:
+    if hurts(each):
         return f"The teacher hurts: {each.label} is worse than {each.tl_label} by {size} points of {endpoint}."
     level = float(size) == 0
     place = "level with" if level else f"{size} points {'above' if verdict.gain > 0 else 'below'}"
@@ -132,7 +133,7 @@ def _why_no_contrast(found: Findings) -> str:
 def _better(found: Findings, each: Contrast) -> Evidence:
     paragraphs = (_metrics_sentence(found, each), _needed_sentence(each), _confusion_sentence(each),
                   "Attribution: not examined; it comes with explanations.")
-    return Evidence(contrast_label(found, each), each.word, tuple(text for text in paragraphs if text))
+    return Evidence(found.label(each), each.word, tuple(text for text in paragraphs if text))
 
 
 def _metrics_sentence(found: Findings, each: Contrast) -> str:
@@ -193,7 +194,7 @@ def _confusion_sentence(each: Contrast) -> str:
 
 def _sooner(found: Findings, each: Contrast) -> Evidence:
     speed, one = each.speed, each.speed.primary
-    label = contrast_label(found, each)
+    label = found.label(each)
     if one is None:
         return Evidence(label, speed.word, ("No accuracy threshold was reached by half of TL's runs, so there is no "
                                             "epoch to compare.",))

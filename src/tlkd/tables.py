@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tlkd.contrasts import METRICS, Contrast, Group
+from tlkd.contrasts import METRICS, Contrast
 from tlkd.findings import Findings
 from tlkd.specs import Study
 
@@ -65,8 +65,8 @@ def gains(found: Findings) -> pd.DataFrame:
     name = found.study.verdict.metric
     return _frame("condition arm seed tl value gain mcnemar_p", (
         {"condition": each.condition, "arm": each.arm.name, "seed": seed, "gain": float(gain), "mcnemar_p": p,
-         "tl": value_of(tl, name, seed), "value": value_of(group, name, seed)}
-        for each, tl, group in paired(found)
+         "tl": tl.value(name, seed), "value": group.value(name, seed)}
+        for each, tl, group in found.pairs()
         for seed, gain, p in zip(each.seeds, each.gains, each.mcnemar, strict=True)))
 
 
@@ -210,20 +210,6 @@ def failures(found: Findings) -> pd.DataFrame:
     """Runs that failed, and why; runs that were never finished."""
     rows = [{"run_id": name, "reason": why} for name, why in found.failures.items()]
     return _frame("run_id reason", [*rows, *({"run_id": name, "reason": "not finished"} for name in found.unfinished)])
-
-
-def paired(found: Findings) -> Iterator[tuple[Contrast, Group, Group]]:
-    """Each contrast with the group of TL and the group of its arm."""
-    for each in found.contrasts:
-        tl = found.group(found.tl.name, each.condition) if found.tl is not None else None
-        group = found.group(each.arm.name, each.condition)
-        if tl is not None and group is not None:
-            yield each, tl, group
-
-
-def value_of(group: Group, metric: str, seed: int) -> float:
-    """A metric of one run."""
-    return float(group.metrics[metric][group.seeds.index(seed)])
 
 
 def _frame(columns: str, rows: Any) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from tlkd.batches import Indices, Source, predict
 from tlkd.errors import RunFailed
 from tlkd.losses import Loss
 from tlkd.models import Network, load_trained, trained_state
+from tlkd.progress import say
 from tlkd.specs import Training
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -67,7 +68,7 @@ def fit(network: Network, forward: Callable[[Tensor], Tensor], loss: Loss, task:
         scheduler = _scheduler(optimiser, training)
         scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16" and device.type == "cuda")
         result, best = Fit(), trained_state(network)
-        if checkpoint is not None and checkpoint.exists():
+        if checkpoint is not None and _readable(checkpoint):
             result, best = _resume(checkpoint, network, optimiser, scheduler, scaler)
         labels = torch.from_numpy(task.labels).to(device)
         while result.epochs < training.epochs and not _stopped(result, training):
@@ -221,6 +222,20 @@ def _save(path: Path, network: Network, optimiser: torch.optim.Optimizer, schedu
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _readable(path: Path) -> bool:
+    """Whether a checkpoint lies there; a damaged one is set aside, and the training starts anew."""
+    if not path.exists():
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            json.loads(file.metadata()["rest"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        say(f"{path}: cannot be read ({error}); this training starts anew")
+        path.unlink()
+        return False
+    return True
 
 
 def _resume(path: Path, network: Network, optimiser: torch.optim.Optimizer, scheduler: Scheduler,

@@ -2,12 +2,14 @@
 
 import importlib.util
 import re
+import socket
 import sys
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import timm
 import torch
@@ -263,6 +265,7 @@ def _timm(spec: specs.Network, name: str, classes: int, fit: bool) -> Whole:
 def _fetch_timm(spec: specs.Network, name: str) -> nn.Module:
     """A network of timm with its own weights, cached or downloaded, with as many outputs as they have."""
     config = timm.get_pretrained_cfg(name)
+    _note_if_offline()
     try:
         module: nn.Module = timm.create_model(name, pretrained=True, **_timm_size(name, spec.input_size))
     except (AssertionError, TypeError) as error:
@@ -273,6 +276,16 @@ def _fetch_timm(spec: specs.Network, name: str) -> nn.Module:
         raise BadInput(f"weights: found {spec.weights!r}; {spec.model}'s could not be fetched or read "
                        f"({brief(error)}); {remedy}") from error
     return module
+
+
+def _note_if_offline() -> None:
+    """Tell the hub's client that there is no network, where there is none; it would retry for a minute otherwise."""
+    from huggingface_hub import constants
+
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        constants.HF_HUB_OFFLINE = True  # what lies in its cache is still found
 
 
 def _make(spec: specs.Network, name: str, classes: int) -> nn.Module:

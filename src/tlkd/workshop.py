@@ -1,0 +1,190 @@
+"""What all stages of a study share: the data, networks and what feeds them, banked features, one fit, one result."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tlkd import banks, evaluation, models, progress, seeding, store
+from tlkd.batches import Pixels, Rows, Source, predict
+from tlkd.datasets import Dataset, channel_statistics
+from tlkd.errors import BadInput
+from tlkd.folder import Predictions, save_predictions
+from tlkd.losses import Loss
+from tlkd.specs import Network, Normalisation, Study, Training, canonical
+from tlkd.training import Fit, Task, fit
+from tlkd.views import IDENTITY, View, train_views
+
+Channels = tuple[float, ...]
+
+
+@dataclass
+class Workshop:
+    """One study at work: its data on one device, its cache, and what has been opened so far."""
+
+    study: Study
+    dataset: Dataset
+    cache: Path
+    device: torch.device
+    stages: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.views: tuple[View, ...] = train_views(self.study.data.augment)
+        self.keys = seeding.keys(list(self.dataset.ids))
+        self.labels = {split: self.dataset.labels[rows] for split, rows in self.dataset.splits.items()}
+        self.networks: dict[str, models.Network] = {}
+        self.feature_banks: dict[str, banks.Bank] = {}
+        self._statistics: tuple[Channels, Channels] | None = None
+
+    def normalisation(self, network: models.Network) -> tuple[Channels, Channels]:
+        """Mean and sd for a network's input, as `data.normalise` says."""
+        choice = self.study.data.normalise
+        if isinstance(choice, Normalisation):
+            return choice.mean, choice.sd
+        if choice == "model":
+            return network.mean, network.sd
+        if self._statistics is None:
+            self._statistics = channel_statistics(self.dataset)
+        return self._statistics
+
+    def record(self, stage: str, artifact: store.Artifact, from_cache: bool, started: float) -> None:
+        """Note what a stage cost since `started` (of `time.perf_counter`)."""
+        size = sum(entry["bytes"] for entry in artifact.manifest["files"].values())
+        self.stages.append({"stage": stage, "address": artifact.address, "from_cache": from_cache,
+                            "seconds": round(time.perf_counter() - started, 3), "bytes": size})
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A network, where its batches come from, and what maps them to logits."""
+
+    network: models.Network
+    who: str
+    sources: dict[str, Source]
+    forward: Callable[[Tensor], Tensor]
+
+
+def network_for(workshop: Workshop, spec: Network, seed: int, key: str, *, fit: bool = True) -> models.Network:
+    """A network with its weights and a head drawn by `seed`; where only heads are trained its backbone is shared.
+
+    `key` is where the spec stands in the study, which an error names; `fit: false` takes the network as it is.
+    """
+    frozen = spec.trainable == "head" and spec.batch_norm == "eval" and spec.weights != "none"
+    shared = workshop.study.bank and fit and frozen
+    name = canonical(spec.model_dump(mode="json", include=set(Network.model_fields)))
+    if shared and name in workshop.networks:
+        models.renew_head(workshop.networks[name], seed)
+        return workshop.networks[name]
+    try:
+        network = models.build(spec, len(workshop.dataset.classes), seed, fit=fit).to(workshop.device)
+    except BadInput as error:
+        raise BadInput(f"{key}.{error}") from None
+    if shared:
+        workshop.networks[name] = network
+    return network
+
+
+def pixels(workshop: Workshop, network: models.Network, split: str) -> Pixels:
+    """The images of a split as this network takes them: train in all its views, the others in the identity."""
+    mean, sd = workshop.normalisation(network)
+    rows = workshop.dataset.splits[split]
+    views = workshop.views if split == "train" else (IDENTITY,)
+    return Pixels(workshop.dataset.images, rows, workshop.keys[rows], views,
+                  network.input_size, workshop.study.data.data_seed, mean, sd, workshop.device)
+
+
+def all_pixels(workshop: Workshop, network: models.Network) -> dict[str, Pixels]:
+    """The images of every split that holds any."""
+    return {split: pixels(workshop, network, split) for split, rows in workshop.dataset.splits.items() if len(rows)}
+
+
+def counted(workshop: Workshop, sources: dict[str, Source]) -> dict[str, tuple[Source, int, int]]:
+    """For each split: its source, the number of views, the number of samples."""
+    return {split: (source, len(workshop.views) if split == "train" else 1, len(workshop.labels[split]))
+            for split, source in sources.items()}
+
+
+def input_spec(workshop: Workshop, network: models.Network) -> dict[str, Any]:
+    """What decides a network's input beside the data themselves."""
+    mean, sd = workshop.normalisation(network)
+    cropped = any(view.crop is not None for view in workshop.views)
+    return {"model": network.name, "input_size": network.input_size, "mean": mean, "sd": sd,
+            "views": [str(view) for view in workshop.views],
+            "data_seed": workshop.study.data.data_seed if cropped else None}
+
+
+def inputs_of(workshop: Workshop, network: models.Network) -> dict[str, str]:
+    """The addresses that everything made of the data and a network hangs on; taken before the network is trained."""
+    return {"data": workshop.dataset.content, "backbone": models.backbone_hash(network)}
+
+
+def feature_bank(workshop: Workshop, network: models.Network, who: str) -> banks.Bank:
+    """The features of a frozen backbone for every view of every sample."""
+    started = time.perf_counter()
+    spec, inputs = input_spec(workshop, network), inputs_of(workshop, network)
+    where = store.address("features", banks.VERSION, spec, inputs)
+    if where in workshop.feature_banks:  # its checksums were looked at once: that is enough for one process
+        return workshop.feature_banks[where]
+    bank = banks.cached(workshop.cache, "features", spec, inputs)
+    from_cache = bank is not None
+    if bank is None:
+        network.eval()
+        images = counted(workshop, dict(all_pixels(workshop, network)))
+        bank = banks.build(workshop.cache, "features", spec, inputs, network.width, images, network.features,
+                           f"features of {who}")
+    workshop.record(f"features of {who}", bank.artifact, from_cache, started)
+    workshop.feature_banks[where] = bank
+    return bank
+
+
+def learner(workshop: Workshop, network: models.Network, who: str) -> Learner:
+    """A network with its batches: banked features where nothing in its backbone changes, the images elsewhere."""
+    if workshop.study.bank and models.has_frozen_backbone(network):
+        arrays = feature_bank(workshop, network, who.partition(",")[0]).arrays
+        sources: dict[str, Source] = {split: Rows(array, workshop.device) for split, array in arrays.items()}
+        return Learner(network, who, sources, network.classify)
+    return Learner(network, who, dict(all_pixels(workshop, network)), network)
+
+
+def train(workshop: Workshop, who: Learner, loss: Loss, soft_labels: Source | None, training: Training, *, seed: int,
+          work: Path) -> Fit:
+    """Fit on the training split, looking at the split that `selection` names after each epoch.
+
+    The checkpoint lies in the folder `work` until the caller removes it.
+    """
+    check = workshop.study.selection
+    task = Task(who.sources["train"], workshop.labels["train"], len(workshop.views), soft_labels, check,
+                who.sources[check], workshop.labels[check])
+    with progress.bar(who.who, training.epochs) as advance:
+        return fit(who.network, who.forward, loss, task, training, seed, workshop.device,
+                   work / "checkpoint.safetensors", lambda _: advance())
+
+
+def write_result(workshop: Workshop, folder: Path, who: Learner, fitted: Fit, *, backbone: str,
+                 started: float) -> dict[str, Any]:
+    """Write what a training leaves: weights, curves, raw predictions on the test split, and its result.
+
+    `backbone` is the hash of the backbone that the training started from, `started` the time it did.
+    """
+    network, labels = who.network, workshop.labels["test"]
+    network.eval()
+    logits = predict(who.forward, who.sources["test"], len(labels))
+    ids = np.array([workshop.dataset.ids[row] for row in workshop.dataset.splits["test"]])
+    save_predictions(folder / "predictions.npz", Predictions(ids, labels, logits))
+    # One key of metadata: the order of several is chance, and equal runs shall be equal files.
+    save_file(models.trained_state(network), folder / "model.safetensors",
+              metadata={"tlkd": canonical({"backbone": backbone, "model": network.name})})
+    pd.DataFrame(fitted.history or {"epoch": []}).to_csv(folder / "history.csv", index=False)
+    result = {**{f"test_{name}": value for name, value in evaluation.metrics(labels, logits).items()},
+              "epochs": fitted.epochs, "best_epoch": fitted.best_epoch,
+              "parameters": sum(parameter.numel() for parameter in network.parameters()),
+              "seconds": round(time.perf_counter() - started, 3)}
+    store.write_json(folder / "result.json", result)
+    return result

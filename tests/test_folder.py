@@ -1,0 +1,298 @@
+"""A study's folder: the plan, what may be run again into it, and reading results back."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sealed_folders import PROVENANCE, lay_down, small_raw
+from tlkd.errors import BadInput
+from tlkd.folder import EXTENDABLE, Predictions, Run, StudyFolder, load_predictions, plan, save_predictions
+from tlkd.specs import Arm, Condition, Study, apply_set, validate
+
+
+def study(*assignments: str) -> Study:
+    return validate(small_raw(*assignments), "small.yaml")
+
+
+def state(path: Path) -> dict[str, tuple[bytes, int]]:
+    """Every file below a folder: what it holds, and when it was written."""
+    return {str(file.relative_to(path)): (file.read_bytes(), file.stat().st_mtime_ns)
+            for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_plan_goes_seed_by_seed_with_tl_first() -> None:
+    raw = small_raw("seeds=[7, 0]")
+    raw["arms"] = [raw["arms"][1], raw["arms"][0], {"name": "kd4", "kind": "tl_kd", "teacher": "big", "temperature": 4}]
+    runs = plan(validate(raw, "x"))
+    assert [run.run_id for run in runs] == ["tl-clean-7", "kd-clean-7", "kd4-clean-7",
+                                            "tl-clean-0", "kd-clean-0", "kd4-clean-0"]
+
+
+def test_a_run_is_called_by_arm_condition_and_seed() -> None:
+    assert Run(Arm(name="tl_kd", kind="tl"), Condition(name="clean"), 3).run_id == "tl_kd-clean-3"
+
+
+def test_run_ids_do_not_meet() -> None:
+    arms = "arms=[{name: a, kind: tl}, {name: a_1, kind: tl}, {name: a1, kind: tl}]"
+    runs = plan(study("seeds=[0, 1, 10, 11]", arms))
+    assert len({run.run_id for run in runs}) == len(runs) == 12
+
+
+# --- prepare ----------------------------------------------------------------------------------------------------------
+
+
+def test_prepare_writes_a_fresh_folder(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "a" / "b")
+    folder.prepare(study(), PROVENANCE)
+    again = StudyFolder(tmp_path / "a" / "b")
+    assert again.study == study() == folder.study
+    assert again.provenance == PROVENANCE == folder.provenance
+    assert [file.name for file in (tmp_path / "a" / "b").iterdir()] == ["study.yaml"]
+
+
+def test_prepare_takes_an_empty_folder(tmp_path: Path) -> None:
+    StudyFolder(tmp_path).prepare(study(), PROVENANCE)
+    assert StudyFolder(tmp_path).study == study()
+
+
+def test_the_same_study_again_changes_nothing(tmp_path: Path) -> None:
+    StudyFolder(tmp_path).prepare(study(), PROVENANCE)
+    before = state(tmp_path)
+    StudyFolder(tmp_path).prepare(study(), {"command": "another"})
+    assert state(tmp_path) == before
+
+
+@pytest.mark.parametrize("change", [
+    "seeds=[0, 1, 2]", "seeds=[1]", "verdict.level=0.01", "name=other", "footnotes=[a note]",
+])
+def test_what_may_change_may_change(tmp_path: Path, change: str) -> None:
+    folder = StudyFolder(tmp_path)
+    folder.prepare(study(), PROVENANCE)
+    assert folder.study == study()
+    folder.prepare(study(change), {"command": "second"})
+    assert folder.study == StudyFolder(tmp_path).study == study(change)
+    assert folder.provenance == {"command": "second"}
+    assert change.partition("=")[0].partition(".")[0] in EXTENDABLE
+
+
+def test_arms_and_teachers_may_be_added(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path)
+    folder.prepare(study(), PROVENANCE)
+    raw = small_raw("teachers.other.model=timm:resnet34")
+    raw["arms"] = [{"name": "kd_other", "kind": "tl_kd", "teacher": "other"}, *raw["arms"]]
+    folder.prepare(validate(raw, "x"), PROVENANCE)
+    assert [arm.name for arm in folder.study.arms] == ["kd_other", "tl", "kd"]
+    assert len(folder.runs()) == 6
+
+
+@pytest.mark.parametrize(("change", "where", "was", "now"), [
+    ("data.source=cifar10", "data.augment", "[]", "['hflip']"),  # the first key that differs, by name
+    ("data.data_seed=3", "data.data_seed", "0", "3"),
+    ("student.dropout=0.5", "student.dropout", "0.2", "0.5"),
+    ("arms.kd.temperature=4", "arms.kd.temperature", "10.0", "4.0"),
+    ("arms.kd.soft_weight=0.5", "arms.kd.soft_weight", "0.1", "0.5"),
+    ("arms.kd.name=kd2", "arms.kd", "{'name': 'kd'", "None"),
+    ("teachers.big.input_size=64", "teachers.big.input_size", "224", "64"),
+    ("training.epochs=4", "teachers.big.training.epochs", "3", "4"),
+    ("bank=off", "bank", "True", "False"),
+    ("data.normalise={mean: [0, 0, 0], sd: [1, 1, 1]}", "data.normalise", "model", "{'mean'"),
+])
+def test_another_study_is_refused_with_the_first_difference(tmp_path: Path, change: str, where: str, was: str,
+                                                            now: str) -> None:
+    StudyFolder(tmp_path).prepare(study(), PROVENANCE)
+    before = state(tmp_path)
+    with pytest.raises(BadInput) as caught:
+        StudyFolder(tmp_path).prepare(study(change), PROVENANCE)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path}: holds a study with {where}: {was}")
+    assert f"(now {now}" in message
+    assert message.endswith("choose another --out")
+    assert state(tmp_path) == before
+
+
+def test_an_arm_may_not_be_taken_away(tmp_path: Path) -> None:
+    StudyFolder(tmp_path).prepare(study(), PROVENANCE)
+    with pytest.raises(BadInput, match=r"arms\.kd: "):
+        StudyFolder(tmp_path).prepare(study("arms=[{name: tl, kind: tl}]"), PROVENANCE)
+
+
+def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "holiday.txt").write_text("photos")
+    with pytest.raises(BadInput, match="is not empty and holds no study; choose another --out"):
+        StudyFolder(tmp_path).prepare(study(), PROVENANCE)
+    assert [file.name for file in tmp_path.iterdir()] == ["holiday.txt"]
+
+
+def test_a_file_where_the_folder_should_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    for out in (tmp_path / "out", tmp_path / "out" / "deeper"):
+        with pytest.raises(BadInput, match="cannot be written"):
+            StudyFolder(out).prepare(study(), PROVENANCE)
+    assert (tmp_path / "out").read_text() == "a file"
+
+
+@pytest.mark.parametrize("content", [b"", b"- a\n", b"name: [\n", b"\xff\xfe\x00", b"name: x\nnonsense: 3\n"])
+def test_a_damaged_study_is_neither_read_nor_written_over(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "study.yaml").write_bytes(content)
+    with pytest.raises(BadInput, match=r"study\.yaml"):
+        _ = StudyFolder(tmp_path).study
+    with pytest.raises(BadInput, match=r"study\.yaml"):
+        StudyFolder(tmp_path).prepare(study(), PROVENANCE)
+    assert (tmp_path / "study.yaml").read_bytes() == content
+
+
+def test_a_folder_without_a_study_says_so(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(BadInput, match="no study lies here"):
+            StudyFolder(path).runs()
+
+
+# --- predictions ------------------------------------------------------------------------------------------------------
+
+
+def test_predictions_come_back_bit_for_bit(tmp_path: Path) -> None:
+    logits = np.array([[1.5, -np.pi], [np.float32(1e-38), 3e38]], np.float32)
+    given = Predictions(np.array(["a/é.png", "b/longer name.png"]), np.array([1, 0]), logits)
+    save_predictions(tmp_path / "predictions.npz", given)
+    found = load_predictions(tmp_path / "predictions.npz")
+    assert found.sample_ids.tolist() == given.sample_ids.tolist()
+    assert found.labels.tolist() == [1, 0]
+    assert found.logits.dtype == np.float32
+    assert found.logits.tobytes() == logits.tobytes()
+
+
+class Bomb:
+    """What runs code when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_nothing_in_predictions_is_unpickled(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    bombs = np.array([Bomb(marker)], dtype=object)
+    np.savez(tmp_path / "bomb.npz", sample_ids=bombs, labels=np.array([0]), logits=np.zeros((1, 2)))
+    (tmp_path / "raw.npz").write_bytes(pickle.dumps(Bomb(marker)))
+    for name in ("bomb.npz", "raw.npz"):
+        with pytest.raises(BadInput, match="cannot be read"):
+            load_predictions(tmp_path / name)
+    assert not marker.exists()
+    pickle.loads((tmp_path / "raw.npz").read_bytes())  # the bomb works where it is let
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a zip", b"\x93NUMPY nonsense"])
+def test_damaged_predictions_are_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "predictions.npz"
+    path.write_bytes(content)
+    with pytest.raises(BadInput) as caught:
+        load_predictions(path)
+    assert str(caught.value).startswith(f"{path}: cannot be read")
+
+
+def test_predictions_that_lack_an_array_or_are_not_there_are_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "predictions.npz", labels=np.array([0]))
+    np.save(tmp_path / "one.npy", np.array([0]))
+    for name in ("predictions.npz", "one.npy", "nowhere.npz"):
+        with pytest.raises(BadInput, match=f"{name}: cannot be read"):
+            load_predictions(tmp_path / name)
+
+
+# --- reading results --------------------------------------------------------------------------------------------------
+
+
+def test_done_waiting_and_failed_are_told_apart(tmp_path: Path) -> None:
+    folder = lay_down(tmp_path, waiting=("kd-clean-1",), failed=("tl-clean-1",))
+    assert [run.run_id for run in folder.finished()] == ["tl-clean-0", "kd-clean-0"]
+    assert folder.failures() == {"tl-clean-1": "epoch 2, step 5: the loss is nan"}
+    assert not folder.done(folder.runs()[3])
+
+
+def test_a_run_folder_without_its_manifest_is_not_done(tmp_path: Path) -> None:
+    folder = lay_down(tmp_path)
+    (folder.run_path(folder.runs()[0]) / "manifest.json").unlink()
+    assert [run.run_id for run in folder.finished()] == ["kd-clean-0", "tl-clean-1", "kd-clean-1"]
+
+
+def test_results_come_back(tmp_path: Path) -> None:
+    folder = StudyFolder(lay_down(tmp_path).path)
+    run = folder.runs()[1]
+    table = folder.results()
+    assert table["run_id"].tolist() == [each.run_id for each in folder.runs()]
+    assert table["test_accuracy"].iloc[1] == folder.result(run)["test_accuracy"]
+    assert (folder.predictions(run).logits.argmax(1) == folder.predictions(run).labels).mean() == (
+        pytest.approx(folder.result(run)["test_accuracy"]))
+    assert folder.history(run)["epoch"].tolist() == [1, 2, 3]
+    assert folder.card()["classes"] == ["a", "b", "c"]
+    assert folder.stages()[0]["stage"] == "teacher big"
+    assert folder.provenance == PROVENANCE
+
+
+def test_names_that_look_like_numbers_or_nothing_stay_names(tmp_path: Path) -> None:
+    # pandas reads `na` as nothing, and a column of `007` as sevens
+    for number, names in enumerate((("na", "007"), ("nan", "null"), ("01", "1"))):
+        arms = f"arms=[{{name: '{names[0]}', kind: tl}}, {{name: '{names[1]}', kind: tl_kd, teacher: big}}]"
+        folder = lay_down(tmp_path / str(number), arms, "seeds=[0]")
+        assert folder.results()["arm"].tolist() == list(names)
+        assert folder.results()["run_id"].tolist() == [f"{name}-clean-0" for name in names]
+
+
+def test_a_folder_without_results_says_so(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path)
+    folder.prepare(study(), PROVENANCE)
+    assert folder.stages() == []
+    assert folder.provenance == PROVENANCE
+    with pytest.raises(BadInput, match=r"no results yet \(there is no results\.csv\); finish it with `tlkd run`"):
+        folder.results()
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    folder = lay_down(tmp_path)
+    run = folder.runs()[0]
+    for path, read in ((folder.run_path(run) / "result.json", lambda: folder.result(run)),
+                       (folder.run_path(run) / "history.csv", lambda: folder.history(run)),
+                       (folder.run_path(run) / "predictions.npz", lambda: folder.predictions(run)),
+                       (folder.path / "results.csv", folder.results), (folder.path / "data.json", folder.card),
+                       (folder.path / "stages.json", folder.stages)):
+        path.write_bytes(b"\xff\x00 [")
+        with pytest.raises(BadInput) as caught:
+            read()
+        assert str(caught.value).startswith(f"{path}: cannot be read")
+
+
+# --- teachers ---------------------------------------------------------------------------------------------------------
+
+
+def test_agreement_is_taken_with_the_arms_own_teacher_or_the_studys_first(tmp_path: Path) -> None:
+    raw = small_raw("teachers.other.model=timm:resnet34", "teachers.idle.model=timm:resnet34")
+    raw["arms"].append({"name": "kd_other", "kind": "tl_kd", "teacher": "other"})
+    folder = StudyFolder(tmp_path)
+    folder.prepare(validate(raw, "x"), PROVENANCE)
+    found = {run.run_id: folder.teacher_of(run) for run in folder.runs() if run.seed == 0}
+    assert found == {"tl-clean-0": tmp_path / "teachers" / "big", "kd-clean-0": tmp_path / "teachers" / "big",
+                     "kd_other-clean-0": tmp_path / "teachers" / "other"}
+    assert folder.teachers() == {"big": [], "other": []}
+
+
+def test_a_teacher_per_seed_has_a_folder_per_seed(tmp_path: Path) -> None:
+    folder = lay_down(tmp_path, "teachers.big.per_seed=true")
+    assert folder.teachers() == {"big": [tmp_path / "teachers" / "big-0", tmp_path / "teachers" / "big-1"]}
+    assert [folder.teacher_of(run) for run in folder.runs()][2] == tmp_path / "teachers" / "big-1"
+
+
+def test_a_study_without_teachers_has_none(tmp_path: Path) -> None:
+    raw = small_raw()
+    apply_set(raw, "arms=[{name: tl, kind: tl}]")
+    folder = StudyFolder(tmp_path)
+    folder.prepare(validate(raw, "x"), PROVENANCE)
+    assert folder.teacher_of(folder.runs()[0]) is None
+    assert folder.teachers() == {}

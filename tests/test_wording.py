@@ -1,0 +1,25 @@
+import math
+
+from tlkd import wording
+
+
+def test_numbers_have_a_true_minus_and_no_negative_zero() -> None:
+    assert wording.number(-1234.5, 1) == "\N{MINUS SIGN}1,234.5"
+    assert wording.number(-0.001, 1) == "0.0" and wording.gain(0.0) == "0.00"
+    assert wording.number(math.nan) == wording.NONE and wording.number(math.inf) == "never"
+    assert wording.percent(0.75375) == wording.percent(0.75375 - 1e-16) == "75.38"
+    assert wording.gain(0.0083, 1) == "+0.8"
+
+
+def test_p_counts_and_lists() -> None:
+    assert wording.p_value(0.0312).replace(wording.SPACE, " ") == "p = 0.031"
+    assert wording.p_value(1e-10).replace(wording.SPACE, " ") == "p < 0.001"
+    assert wording.p_cell(0.5) == "0.50" and wording.p_cell(math.nan) == wording.NONE
+    assert [wording.count(1, "class"), wording.count(2, "class"), wording.count(1000, "test image")] == [
+        "1 class", "2 classes", "1,000 test images"]
+    assert wording.listed(["a", "b", "c"]) == "a, b and c" and wording.listed(["a"]) == "a" and wording.listed([]) == ""
+    assert (wording.duration(0.02), wording.duration(150), wording.size(2**21)) == ("0.02 s", "2.5 min", "2.0 MiB")
+
+
+def test_narrow_intervals_get_more_decimals() -> None:
+    assert (wording.digits_for(0.001, 0.003), wording.digits_for(0, 0.02), wording.digits_for(math.nan, 1)) == (2, 1, 1)
