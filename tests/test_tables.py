@@ -89,11 +89,3 @@ def test_every_table_has_its_columns_even_without_rows(tmp_path: Path) -> None:
     assert empty.keys() == full.keys()
     assert all(list(empty[name].columns) == list(full[name].columns) for name in full)
     assert len(empty["failures"]) == 2 and empty["metrics"].empty
-
-
-def test_a_stage_that_was_asked_for_often_has_one_row(small: tuple[StudyFolder, Findings]) -> None:
-    found = small[1]
-    found.__dict__["stages"] = (*found.stages, {**found.stages[0], "from_cache": True, "seconds": 0.1})
-    cost = tables.cost(found).set_index("stage")
-    assert cost.loc["features of student", ["asked", "from_cache"]].tolist() == [2, False]
-    assert cost.loc["features of student", "seconds"] == pytest.approx(31.5)

@@ -1,5 +1,6 @@
 """Banks: what a frozen network gives for every view of every sample, computed once and memory-mapped."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,12 +47,14 @@ def build(cache: Path, kind: str, made_from: Mapping[str, Any], inputs: Mapping[
     Raw outputs are kept in float32: logits, not probabilities, so that the temperature stays free.
     """
     def fill(folder: Path) -> dict[str, Any]:
+        started = time.perf_counter()
         for split, (source, views, count) in sources.items():
             array = store.allocate(folder / f"{split}.npy", (views, count, width), np.float32)
             write(array, source, forward, f"{what} ({split})")
             array.flush()
         return {"splits": {split: [views, count, width] for split, (_, views, count) in sources.items()},
-                "threads": torch.get_num_threads(), "torch": torch.__version__}
+                "threads": torch.get_num_threads(), "torch": torch.__version__,
+                "seconds": round(time.perf_counter() - started, 3)}
 
     return Bank(store.get(cache, kind, VERSION, dict(made_from), inputs, fill))
 

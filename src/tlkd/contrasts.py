@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 METRICS = ("accuracy", "balanced_accuracy", "precision", "recall", "f1", "log_loss", "ece")
-THRESHOLDS = tuple(step / 100 for step in (*range(5, 90, 5), *range(90, 101)))
+THRESHOLDS = tuple(step / 100 for step in range(5, 101))
 
 
 @dataclass(frozen=True)

@@ -263,17 +263,15 @@ def convergence(found: Findings, groups: Sequence[Group]) -> Figure:
 
 
 def _threshold_lines(axes: Axes, found: Findings, condition: str) -> None:
-    """The thresholds that take more than an epoch, each contrast's primary one dashed; crossings dotted."""
+    """The multiples of 5 % as faint lines, each contrast's primary threshold dashed; crossings dotted."""
     here = [each for each in found.contrasts if each.condition == condition]
     low, high = axes.get_ylim()
     low, high = max(low, 0.0), min(high, 100.0)
-    levels = sorted({one.threshold for each in here for one in each.speed.thresholds
-                     if low < 100 * one.threshold < high})
-    primary = {each.speed.primary.threshold for each in here if each.speed.primary is not None}
-    for level in levels:
-        chosen = level in primary
-        axes.axhline(100 * level, color=GREY if chosen else "#dde1e5", linewidth=1.1 if chosen else 0.7, zorder=0,
-                     linestyle=(0, (4, 3)) if chosen else "-")
+    for faint in range(5, 100, 5):
+        if low < faint < high:
+            axes.axhline(faint, color="#dde1e5", linewidth=0.7, zorder=0)
+    for level in {each.speed.primary.threshold for each in here if each.speed.primary is not None}:
+        axes.axhline(100 * level, color=GREY, linewidth=1.1, zorder=0, linestyle=(0, (4, 3)))
     for each in here:
         for epoch in each.speed.crossings if len(each.speed.crossings) <= 5 else ():
             axes.axvline(epoch, color=colour(found, each.arm.name), linewidth=0.9, linestyle=":", zorder=0)

@@ -16,6 +16,7 @@ NAMES = {"accuracy": "accuracy (%)", "balanced_accuracy": "balanced accuracy (%)
 BESIDE = ("accuracy", "f1", "log_loss", "ece")  # what a teacher and its students are shown side by side in
 LONGEST = 30  # classes; of more the tables show the first and the last ten
 SHOWN = 10
+NEAR = 0.0251  # of the primary threshold: two whole percents either way
 
 
 @dataclass(frozen=True)
@@ -128,8 +129,10 @@ def _short(caption: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]
 
 
 def thresholds(found: Findings, each: Contrast) -> Table:
-    """How early each threshold is reached; those that all runs pass in their first epoch are left to the CSV."""
-    telling = [one for one in each.speed.thresholds if max(*one.tl_epochs, *one.tl_kd_epochs) > 1]
+    """How early thresholds are reached: multiples of 5 % that take more than an epoch, and those near the primary."""
+    primary = each.speed.primary.threshold if each.speed.primary is not None else 2.0
+    telling = [one for one in each.speed.thresholds if max(*one.tl_epochs, *one.tl_kd_epochs) > 1
+               and (round(100 * one.threshold) % 5 == 0 or abs(one.threshold - primary) < NEAR)]
     rows = []
     for one in telling:
         mark = "primary" if one is each.speed.primary else ""
@@ -143,11 +146,10 @@ def thresholds(found: Findings, each: Contrast) -> Table:
     tl, kd = each.tl_label, each.label
     heads = ("threshold", "", f"{tl} reached", f"{kd} reached", f"{tl} mean", f"{kd} mean", f"{tl} median",
              f"{kd} median", "earlier by", "interval", "p, seeds")
-    left = len(each.speed.thresholds) - len(telling)
     note = (f"Epochs. Means are restricted: a run that never reaches the threshold counts as "
             f"{found.study.training.epochs}, so the mean is at least (\N{GREATER-THAN OR EQUAL TO}) what is shown. "
             "Medians are Kaplan-Meier's. Only the primary threshold is tested; the p of the others describe.")
-    note += f" Left out: {left} lower thresholds that every run passes in its first epoch." if left else ""
+    note += " The CSV holds every whole percent that some run reaches."
     return Table("Epochs to each accuracy threshold", heads, tuple(rows), "thresholds.csv", 2, note=note)
 
 

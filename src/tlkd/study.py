@@ -85,7 +85,7 @@ def write_card(workshop: Workshop, out: Path) -> None:
 
 def publish_teacher(workshop: Workshop, folder: StudyFolder, name: str, seed: int | None) -> SoftLabels:
     """Fit a teacher (or take it as it is), bank its logits, and copy its result into the study's folder."""
-    started, spec = time.perf_counter(), workshop.study.teachers[name]
+    spec = workshop.study.teachers[name]
     who = f"teacher {name}" if seed is None else f"teacher {name}, seed {seed}"
     drawn = seeding.seed_from("teacher") if seed is None else seed
     network = network_for(workshop, spec, drawn, f"teachers.{name}", fit=spec.fit)
@@ -100,7 +100,7 @@ def publish_teacher(workshop: Workshop, folder: StudyFolder, name: str, seed: in
     work = workshop.cache / "teachers" / ".work" / where
 
     def make(target: Path) -> dict[str, Any]:
-        given, fitted = learner(workshop, network, who), Fit()
+        given, fitted, started = learner(workshop, network, who), Fit(), time.perf_counter()
         if spec.fit:
             fitted = train(workshop, given, hard_loss, None, spec.training, seed=drawn, work=work)
         result = write_result(workshop, target, given, fitted, backbone=inputs["backbone"], started=started)
@@ -112,7 +112,7 @@ def publish_teacher(workshop: Workshop, folder: StudyFolder, name: str, seed: in
         artifact = store.get(workshop.cache, "teachers", VERSION, affecting, inputs, make)
     except RunFailed as error:
         raise BadInput(f"teachers.{name}: its training failed at {error}") from None
-    workshop.record(who, artifact, from_cache, started)
+    workshop.record(who, artifact, from_cache)
     models.load_trained(network, load_file(artifact.path / "model.safetensors"))
     network.eval()
     copy_result(artifact.path, folder.teacher_path(name, seed))
@@ -123,14 +123,14 @@ def soft_labels(workshop: Workshop, network: models.Network, address: str, who: 
     """A fitted teacher's logits on all training views, banked, or (`bank: off`) computed anew for every batch."""
     if not workshop.study.bank:
         return SoftLabels(Live(network, pixels(workshop, network, "train")), address)
-    started, inputs = time.perf_counter(), {"teacher": address}
+    inputs = {"teacher": address}
     bank = banks.cached(workshop.cache, "logits", {}, inputs)
     from_cache = bank is not None
     if bank is None:
         given = learner(workshop, network, who)
         bank = banks.build(workshop.cache, "logits", {}, inputs, network.classes, counted(workshop, given.sources),
                            given.forward, f"logits of {who}")
-    workshop.record(f"logits of {who}", bank.artifact, from_cache, started)
+    workshop.record(f"logits of {who}", bank.artifact, from_cache)
     return SoftLabels(Rows(bank.arrays["train"], workshop.device), bank.artifact.address)
 
 
@@ -176,10 +176,9 @@ def publish_run(workshop: Workshop, folder: StudyFolder, run: Run, soft: dict[st
     where = store.address("run", VERSION, spec, inputs)
 
     def make(target: Path) -> dict[str, Any]:
-        started = time.perf_counter()
+        given, started = learner(workshop, network, "student"), time.perf_counter()
         if start is not None:
             models.load_trained(network, load_file(start.path / "model.safetensors"))
-        given = learner(workshop, network, "student")
         fitted = train(workshop, given, make_loss(arm.kind, arm.soft_weight, arm.temperature),
                        teacher.source if teacher is not None else None, study.training, seed=run.seed,
                        work=folder.path / ".work" / where)

@@ -188,22 +188,15 @@ def settings(study: Study) -> pd.DataFrame:
 
 
 def cost(found: Findings) -> pd.DataFrame:
-    """What each stage and each arm's runs cost; an arm's seconds are summed over its runs.
-
-    A stage that was asked for several times has one row: `from_cache` unless it was made once, `asked` times.
-    """
+    """What each stage and each arm's runs cost when they were made; an arm's seconds are summed over its runs."""
     def rows() -> Iterator[Row]:
-        same: dict[tuple[str, str], list[Any]] = {}
         for stage in found.stages:
-            same.setdefault((stage["stage"], stage["address"]), []).append(stage)
-        for (name, _), asked in same.items():
-            yield {"stage": name, "from_cache": all(each["from_cache"] for each in asked), "asked": len(asked),
-                   "seconds": sum(each["seconds"] for each in asked), "bytes": asked[0]["bytes"]}
+            yield {key: stage[key] for key in ("stage", "from_cache", "seconds", "bytes")}
         for group in found.groups:
             yield {"stage": f"runs of {group.arm.name}, {group.condition}", "runs": len(group.seeds),
                    "seconds": sum(group.seconds)}
 
-    return _frame("stage from_cache asked runs seconds bytes", rows())
+    return _frame("stage from_cache runs seconds bytes", rows())
 
 
 def failures(found: Findings) -> pd.DataFrame:

@@ -54,11 +54,11 @@ class Workshop:
             self._statistics = channel_statistics(self.dataset)
         return self._statistics
 
-    def record(self, stage: str, artifact: store.Artifact, from_cache: bool, started: float) -> None:
-        """Note what a stage cost since `started` (of `time.perf_counter`)."""
+    def record(self, stage: str, artifact: store.Artifact, from_cache: bool) -> None:
+        """Note what a stage cost when it was made, in this study or in one that shared it."""
         size = sum(entry["bytes"] for entry in artifact.manifest["files"].values())
         self.stages.append({"stage": stage, "address": artifact.address, "from_cache": from_cache,
-                            "seconds": round(time.perf_counter() - started, 3), "bytes": size})
+                            "seconds": artifact.about["seconds"], "bytes": size})
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,6 @@ def inputs_of(workshop: Workshop, network: models.Network) -> dict[str, str]:
 
 def feature_bank(workshop: Workshop, network: models.Network, who: str) -> banks.Bank:
     """The features of a frozen backbone for every view of every sample."""
-    started = time.perf_counter()
     spec, inputs = input_spec(workshop, network), inputs_of(workshop, network)
     where = store.address("features", banks.VERSION, spec, inputs)
     if where in workshop.feature_banks:  # its checksums were looked at once: that is enough for one process
@@ -139,7 +138,7 @@ def feature_bank(workshop: Workshop, network: models.Network, who: str) -> banks
         images = counted(workshop, dict(all_pixels(workshop, network)))
         bank = banks.build(workshop.cache, "features", spec, inputs, network.width, images, network.features,
                            f"features of {who}")
-    workshop.record(f"features of {who}", bank.artifact, from_cache, started)
+    workshop.record(f"features of {who}", bank.artifact, from_cache)
     workshop.feature_banks[where] = bank
     return bank
 
