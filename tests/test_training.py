@@ -436,8 +436,9 @@ def test_a_finished_training_is_not_repeated(tmp_path):
     settings, path = training(report_epoch="best"), tmp_path / "c.safetensors"
     whole, whole_result = train("all", settings, checkpoint=path)
     task = replace(task_of("all"), inputs=lambda *_: pytest.fail("it trained again"))
-    again, result = train("all", settings, checkpoint=path, task=task)
+    again, result = train("all", settings, checkpoint=path, task=task, network=network_of("all").train())
     assert same_bits(whole, again) and result.history == whole_result.history
+    assert not any(module.training for module in again.modules())
 
 
 def test_a_killed_write_does_not_harm_the_last_checkpoint(tmp_path, monkeypatch):
