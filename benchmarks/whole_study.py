@@ -19,7 +19,7 @@ from torch.nn import functional
 from torchvision import datasets, transforms
 
 from common import CPU, Row, network
-from tlkd.specs import read_study
+from tlkd.reading import read_study
 from tlkd.study import run_study
 
 CLASSES, TRAIN, TEST, SIZE, SEEDS, EPOCHS, PART, REPEATS = 10, 556, 50, 96, 10, 30, 5, 7

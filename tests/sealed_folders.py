@@ -9,8 +9,8 @@ from safetensors.numpy import save_file
 
 from tlkd import evaluation, store
 from tlkd.folder import Predictions, Run, StudyFolder, save_predictions
+from tlkd.reading import apply_set, validate
 from tlkd.seeding import generator
-from tlkd.specs import apply_set, validate
 from tlkd.study import collect
 
 PROVENANCE = {"command": "tlkd run small", "versions": {"python": "3.11"}, "git_commit": None}

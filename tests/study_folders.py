@@ -8,8 +8,8 @@ import pandas as pd
 
 from tlkd import evaluation, store
 from tlkd.folder import Predictions, Run, StudyFolder, save_predictions
+from tlkd.reading import dump_yaml, validate
 from tlkd.seeding import generator
-from tlkd.specs import dump_yaml, validate
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PROVENANCE = {"command": "tlkd run planted", "started": "2026-01-02T03:04:05+00:00", "git_commit": "0" * 40,

@@ -14,7 +14,7 @@ import typer
 import tlkd
 from sealed_folders import lay_down, small_raw
 from tlkd import cli
-from tlkd.specs import dump_yaml, packaged_studies, parse_yaml, validate
+from tlkd.reading import dump_yaml, packaged_studies, parse_yaml, validate
 
 COMMANDS = ["run", "studies", "status", "report", "verify", "models", "doctor"]
 
@@ -220,7 +220,7 @@ def test_what_is_no_mistake_of_the_person_keeps_its_traceback(call: Call, monkey
     def broken() -> dict[str, str]:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("tlkd.specs.packaged_studies", broken)
+    monkeypatch.setattr("tlkd.reading.packaged_studies", broken)
     monkeypatch.setattr(sys, "argv", ["tlkd", "studies"])
     with pytest.raises(ZeroDivisionError):
         cli.main()
@@ -232,7 +232,7 @@ def test_a_stopped_command_says_how_to_go_on(call: Call, monkeypatch: pytest.Mon
     def stopped() -> dict[str, str]:
         raise error
 
-    monkeypatch.setattr("tlkd.specs.packaged_studies", stopped)
+    monkeypatch.setattr("tlkd.reading.packaged_studies", stopped)
     assert call("studies") == (130, "", "tlkd: stopped; the same command goes on from here\n")
 
 

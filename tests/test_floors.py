@@ -14,7 +14,7 @@ FLOORS = {
     "specs": 0, "seeding": 0, "losses": 0, "statistics": 0, "progress": 0, "dropout": 0, "evaluation": 0, "images": 0,
     "wording": 0,
     # 1
-    "store": 1, "views": 1, "convergence": 1, "weights": 1, "sources": 1,
+    "store": 1, "views": 1, "reading": 1, "convergence": 1, "weights": 1, "sources": 1,
     # 2
     "datasets": 2, "models": 2, "batches": 2, "folder": 2,
     # 3
@@ -26,8 +26,8 @@ FLOORS = {
     # 6, kept for engines and tracking, and what reads a whole study
     "sections": 6, "report": 7, "cli": 8, "__main__": 9,
 }
-TORCHLESS = ("specs", "statistics", "evaluation", "convergence", "store", "folder", "checks", "contrasts", "findings",
-             "tables", "figures", "summary", "sections", "report")
+TORCHLESS = ("specs", "reading", "statistics", "evaluation", "convergence", "store", "folder", "checks", "contrasts",
+             "findings", "tables", "figures", "summary", "sections", "report")
 """What may import torch nowhere at all, floors aside: the report is drawn without it."""
 
 

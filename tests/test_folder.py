@@ -10,7 +10,8 @@ import pytest
 from sealed_folders import PROVENANCE, lay_down, small_raw
 from tlkd.errors import BadInput
 from tlkd.folder import EXTENDABLE, Predictions, Run, StudyFolder, load_predictions, plan, save_predictions
-from tlkd.specs import Arm, Condition, Study, apply_set, validate
+from tlkd.reading import apply_set, validate
+from tlkd.specs import Arm, Condition, Study
 
 
 def study(*assignments: str) -> Study:

@@ -118,7 +118,7 @@ def test_a_gpu_is_named() -> None:
 
 
 def test_all_of_it_can_stand_in_yaml() -> None:
-    from tlkd.specs import dump_yaml, parse_yaml
+    from tlkd.reading import dump_yaml, parse_yaml
 
     found = provenance.provenance("tlkd run x --set name='a b'", CPU)
     assert set(found) == {"command", "started", "git_commit", "versions", "hardware"}

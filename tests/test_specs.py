@@ -10,17 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tlkd.errors import BadInput
-from tlkd.specs import (
-    Study,
-    apply_set,
-    canonical,
-    canonical_hash,
-    dump_yaml,
-    packaged_studies,
-    parse_yaml,
-    read_study,
-    validate,
-)
+from tlkd.reading import apply_set, dump_yaml, packaged_studies, parse_yaml, read_study, validate
+from tlkd.specs import Study, canonical, canonical_hash
 
 DESIGN = """
 name: cifar10

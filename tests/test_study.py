@@ -17,8 +17,9 @@ import torch
 
 from tlkd import study as pipeline
 from tlkd.errors import BadInput
-from tlkd.folder import StudyFolder
-from tlkd.specs import Study, apply_set, validate
+from tlkd.folder import RESULT_COLUMNS, StudyFolder
+from tlkd.reading import apply_set, validate
+from tlkd.specs import Study
 from tlkd.study import run_study
 
 CPU = torch.device("cpu")
@@ -54,7 +55,7 @@ def test_a_study_leaves_what_it_promises(shapes_folder: Path, own_cache: Path, t
     out = tmp_path / "out"
     assert run_study(small_study(shapes_folder), out, CPU) == {}
     table = pd.read_csv(out / "results.csv")
-    assert list(table.columns) == list(pipeline.RESULT_COLUMNS)
+    assert list(table.columns) == list(RESULT_COLUMNS)
     assert table["run_id"].tolist() == ["tl-clean-0", "tl_kd-clean-0", "tl-clean-1", "tl_kd-clean-1"]
     assert table["test_accuracy"].min() > 1 / 3
     assert table["teacher_agreement"].between(0, 1).all()
@@ -188,7 +189,7 @@ def test_killed_and_started_again(shapes_folder: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "TLKD_CACHE": str(tmp_path / "cache")}
 
     def start(out: Path) -> subprocess.Popen[bytes]:
-        code = ("import sys, torch; from pathlib import Path; from tlkd.specs import read_study;"
+        code = ("import sys, torch; from pathlib import Path; from tlkd.reading import read_study;"
                 "from tlkd.study import run_study;"
                 "run_study(read_study(sys.argv[1]), Path(sys.argv[2]), torch.device('cpu'))")
         return subprocess.Popen([sys.executable, "-c", code, str(yaml), str(out)], env=environment)

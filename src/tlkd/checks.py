@@ -7,7 +7,7 @@ import numpy as np
 
 from tlkd import evaluation, store
 from tlkd.errors import BadInput
-from tlkd.folder import Run, StudyFolder, load_predictions
+from tlkd.folder import RESULT_COLUMNS, Run, StudyFolder, load_predictions
 
 TOLERANCE = 1e-9  # results are recomputed from the same stored numbers, so only the reading of decimals can differ
 
@@ -35,10 +35,11 @@ def verify(path: Path) -> tuple[int, list[str]]:
 def _rows(folder: StudyFolder, finished: list[str]) -> tuple[dict[str, dict[Any, Any]], list[str]]:
     """The rows of `results.csv` by run id, and what is wrong with which runs it holds."""
     table = folder.results()
+    problems = [f"results.csv: has no column {name}" for name in RESULT_COLUMNS if name not in table]
     if "run_id" not in table:
-        return {}, ["results.csv: has no column run_id"]
+        return {}, problems
     listed = list(table["run_id"])
-    problems = [f"results.csv: holds {name}, which is not a finished run" for name in listed if name not in finished]
+    problems += [f"results.csv: holds {name}, which is not a finished run" for name in listed if name not in finished]
     problems += [f"results.csv: lacks {name}" for name in finished if name not in listed]
     problems += [f"results.csv: holds {name} more than once" for name in finished if listed.count(name) > 1]
     return {row["run_id"]: row for row in table.to_dict("records")}, problems

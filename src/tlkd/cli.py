@@ -79,7 +79,7 @@ def run(
 
       tlkd run my-study.yaml --set training.epochs=10
     """
-    from tlkd.specs import read_study
+    from tlkd.reading import read_study
 
     spec = read_study(study, tuple(assignments or ()))
     folder = out if out is not None else Path("out") / spec.name
@@ -108,7 +108,7 @@ def studies(
 
       tlkd studies cifar10 > my-study.yaml
     """
-    from tlkd.specs import packaged_studies
+    from tlkd.reading import packaged_studies
 
     found = packaged_studies()
     if name is None:

@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 
 from tlkd import store
 from tlkd.errors import BadInput
-from tlkd.specs import Arm, Condition, Study, canonical, dump_yaml, read_yaml, validate
+from tlkd.reading import dump_yaml, read_yaml, validate
+from tlkd.specs import Arm, Condition, Study, canonical
+
+RESULT_COLUMNS = ("run_id", "arm", "condition", "seed", "test_accuracy", "test_precision", "test_recall", "test_f1",
+                  "test_log_loss", "test_ece", "teacher_agreement", "epochs", "best_epoch", "seconds")
+"""The columns of `results.csv`, a row a finished run; fractions in [0, 1], macro averages."""
 
 EXTENDABLE = ("name", "seeds", "verdict", "footnotes")
 """Keys that may change when a study is run again into its folder; arms and teachers may be added to, not changed."""

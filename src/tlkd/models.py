@@ -164,7 +164,9 @@ def describe(name: str, classes: int, input_size: int, trainable: str = "head") 
         spec = specs.Network(model=name, weights="none", input_size=input_size, trainable=trainable)
     except ValidationError as error:
         problem = error.errors()[0]
-        raise BadInput(f"{problem['loc'][0]}: found {problem['input']!r}; {problem['msg']}") from error
+        pattern = problem.get("ctx", {}).get("pattern", "")
+        said = specs.PATTERNS.get(pattern, problem["msg"].removeprefix("Value error, "))
+        raise BadInput(f"{problem['loc'][0]}: found {problem['input']!r}; {said}") from error
     try:
         with _isolated("describe"), torch.device("meta"):
             network = _assemble(whole_network(spec, classes, True), spec, classes, 0, True)

@@ -15,7 +15,7 @@ from tlkd import banks, evaluation, models, progress, seeding, store
 from tlkd.batches import Live, Rows, Source
 from tlkd.datasets import open_dataset
 from tlkd.errors import BadInput, RunFailed
-from tlkd.folder import Run, StudyFolder, load_predictions
+from tlkd.folder import RESULT_COLUMNS, Run, StudyFolder, load_predictions
 from tlkd.losses import hard_loss, make_loss
 from tlkd.provenance import provenance
 from tlkd.specs import Study, Teacher
@@ -23,9 +23,6 @@ from tlkd.training import Fit
 from tlkd.workshop import Workshop, counted, input_spec, inputs_of, learner, network_for, pixels, train, write_result
 
 VERSION = 1  # of what a teacher or a run is; a change that alters results raises it
-
-RESULT_COLUMNS = ("run_id", "arm", "condition", "seed", "test_accuracy", "test_precision", "test_recall", "test_f1",
-                  "test_log_loss", "test_ece", "teacher_agreement", "epochs", "best_epoch", "seconds")
 
 
 @dataclass(frozen=True)
