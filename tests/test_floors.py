@@ -1,6 +1,7 @@
 """The table of floors: a module imports only from lower floors. Read from the source, so that no import is missed."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,17 @@ def sources() -> dict[str, str]:
 
 def test_every_module_has_a_floor(sources: dict[str, str]) -> None:
     assert set(sources) == set(FLOORS)
+
+
+def test_the_architecture_page_shows_the_same_floors() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "architecture.md").read_text()
+    shown = {}
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        floor = {"ground": "-1"}.get(cells[1], cells[1].partition(",")[0]) if len(cells) == 4 else ""
+        if floor.lstrip("-").isdigit():
+            shown |= dict.fromkeys(re.findall(r"`(\w+)`(?! [a-z]+`)", cells[2]), int(floor))
+    assert {name: floor for name, floor in shown.items() if name in FLOORS} == FLOORS
 
 
 def test_imports_go_downwards(sources: dict[str, str]) -> None:
