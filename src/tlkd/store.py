@@ -156,6 +156,7 @@ def replace_text(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old text or the new one, never half of it."""
     with guard_disk(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
         temporary = _temporary(path)
         try:
             temporary.write_text(text)
@@ -199,7 +200,10 @@ def _sweep(final: Path) -> None:
     for left in final.parent.glob(f"{glob.escape(prefix)}*"):
         process = left.name.removeprefix(prefix).partition("-")[0]
         if process.isdigit() and not _alive(int(process)):
-            shutil.rmtree(left, ignore_errors=True)
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 def _alive(process: int) -> bool:

@@ -78,7 +78,7 @@ def fit(network: Network, forward: Callable[[Tensor], Tensor], loss: Loss, task:
             network.train()
             losses = []
             with torch.random.fork_rng(_devices(device)):
-                torch.manual_seed(seeding.seed_from("dropout", seed, epoch))
+                _seed(device, seeding.seed_from("dropout", seed, epoch))
                 for samples, which in epoch_batches(seed, epoch, len(task.labels), task.views, training.batch_size):
                     soft_labels = task.soft_labels(which, samples) if task.soft_labels is not None else None
                     inputs = task.inputs(which, samples)  # outside autocast, which would resize in half precision
@@ -190,6 +190,13 @@ def _autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=PRECISIONS[precision], enabled=precision != "float32")
 
 
+def _seed(device: torch.device, seed: int) -> None:
+    """Seed what a training on this device draws from; no other device's generator, since only its own was forked."""
+    torch.random.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 def _devices(device: torch.device) -> list[int]:
     return [torch.cuda.current_device()] if device.type == "cuda" else []
 
@@ -225,7 +232,7 @@ def _save(path: Path, network: Network, optimiser: torch.optim.Optimizer, schedu
 
 
 def _readable(path: Path) -> bool:
-    """Whether a checkpoint lies there; a damaged one is set aside, and the training starts anew."""
+    """Whether a checkpoint lies there; a damaged one is removed, and the training starts anew."""
     if not path.exists():
         return False
     try:
