@@ -17,7 +17,7 @@ quickstart: $(STAMP)
 	$(BIN)/tlkd run quickstart
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -m 'not slow'
+	$(BIN)/python -m pytest -q -m 'not slow' -n auto --dist worksteal
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow

@@ -111,3 +111,12 @@ def test_a_report_needs_no_torch(tmp_path: Path) -> None:
     code = ("import sys; from pathlib import Path; from tlkd import report; report.write(Path(sys.argv[1])); "
             "assert 'torch' not in sys.modules, 'torch was imported'")
     subprocess.run([sys.executable, "-c", code, str(folder.path)], check=True, timeout=120)
+
+
+def test_the_summary_stands_in_plain_text_too(tmp_path: Path) -> None:
+    folder = lay_down(tmp_path / "study").path
+    report.write(folder)
+    lines = (folder / "summary.txt").read_text().splitlines()
+    assert lines[0].startswith("The teacher")
+    assert [line[:3] for line in lines[1:]] == ["H1 ", "H2 ", "H3 ", "H4 "]
+    assert all(line.endswith(("supported", "refuted", "inconclusive", "not examined")) for line in lines[1:])

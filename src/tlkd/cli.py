@@ -89,7 +89,7 @@ def run(
 
     failures = run_study(spec, folder, chosen, shlex.join(["tlkd", *sys.argv[1:]]))
     page = report.write(folder)
-    print(f"results: {folder / 'results.csv'}\nreport:  {page}")
+    print((folder / "summary.txt").read_text() + f"results: {folder / 'results.csv'}\nreport:  {page}")
     for name, reason in failures.items():
         print(f"tlkd: {name} failed: {reason}", file=sys.stderr)
     if failures:

@@ -1,6 +1,5 @@
 """The report: tables, figures and one self-contained page, drawn from a study's folder alone, without torch."""
 
-import os
 import re
 from collections.abc import Sequence
 from importlib import resources
@@ -14,11 +13,11 @@ from tlkd.contrasts import Group
 from tlkd.figures import Drawing
 from tlkd.findings import Findings, arm_label, find
 from tlkd.folder import StudyFolder
-from tlkd.summary import summarise
+from tlkd.summary import Summary, summarise
 
 
 def write(folder: Path) -> Path:
-    """Write `tables/`, `figures/` and `report.html` into a study's folder, and return the page's path.
+    """Write `tables/`, `figures/`, `summary.txt` and `report.html` into a study's folder, and return the page's path.
 
     Raises `BadInput` where no study lies there, or where the disk is full.
     """
@@ -28,9 +27,17 @@ def write(folder: Path) -> Path:
         store.replace_text(folder / "tables" / f"{name}.csv", table.to_csv(index=False))
     for drawing in drawings:
         store.replace_text(folder / "figures" / f"{drawing.name}.svg", drawing.svg)
-        _replace_bytes(folder / "figures" / f"{drawing.name}.png", drawing.png)
+        store.replace_bytes(folder / "figures" / f"{drawing.name}.png", drawing.png)
+    store.replace_text(folder / "summary.txt", plain(summarise(found)))
     store.replace_text(folder / "report.html", page(found, drawings))
     return folder / "report.html"
+
+
+def plain(summary: Summary) -> str:
+    """The summary as plain text: a headline, then a line a hypothesis."""
+    lines = [f"H{one.number} {one.claim}: " + (", ".join(f"{each.label} {each.word}" for each in one.evidence) or one.word)
+             for one in summary.statements]
+    return "\n".join([summary.headline, *lines]) + "\n"
 
 
 def page(found: Findings, drawings: Sequence[Drawing]) -> str:
@@ -106,15 +113,3 @@ def _code(text: str) -> Markup:
     parts = text.split("`")
     return Markup("").join(Markup("<code>{}</code>").format(part) if number % 2 else part
                            for number, part in enumerate(parts))
-
-
-def _replace_bytes(path: Path, content: bytes) -> None:
-    with store.guard_disk(path.parent):
-        temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-        try:
-            temporary.write_bytes(content)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-

@@ -154,12 +154,17 @@ def write_json(path: Path, value: Any) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old text or the new one, never half of it."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new one, never half of it."""
     with guard_disk(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
         temporary = _temporary(path)
         try:
-            temporary.write_text(text)
+            temporary.write_bytes(content)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

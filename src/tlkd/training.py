@@ -192,7 +192,7 @@ def _autocast(device: torch.device, precision: str) -> torch.autocast:
 
 def _seed(device: torch.device, seed: int) -> None:
     """Seed what a training on this device draws from; no other device's generator, since only its own was forked."""
-    torch.random.default_generator.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
 
