@@ -344,10 +344,15 @@ def test_run_hands_over_the_study_and_exits_with_what_failed(
         return failures
 
     monkeypatch.setattr("tlkd.study.run_study", run_study)
-    monkeypatch.setattr("tlkd.report.write", lambda folder: folder / "report.html")
+    def write(folder: Path) -> Path:
+        folder.mkdir(parents=True)
+        (folder / "summary.txt").write_text("The teacher helps.\n")
+        return folder / "report.html"
+
+    monkeypatch.setattr("tlkd.report.write", write)
     found = call("run", "quickstart", "--set", "training.epochs=2", "--set", "name=mine", "--device", "cpu")
     assert found[0] == code
-    assert found[1] == "results: out/mine/results.csv\nreport:  out/mine/report.html\n"
+    assert found[1] == "The teacher helps.\nresults: out/mine/results.csv\nreport:  out/mine/report.html\n"
     assert found[2] == "".join(f"tlkd: {name} failed: {why}\n" for name, why in failures.items())
     assert given["study"].training.epochs == 2
     assert given["out"] == Path("out/mine")

@@ -35,8 +35,9 @@ def write(folder: Path) -> Path:
 
 def plain(summary: Summary) -> str:
     """The summary as plain text: a headline, then a line a hypothesis."""
-    lines = [f"H{one.number} {one.claim}: " + (", ".join(f"{each.label} {each.word}" for each in one.evidence) or one.word)
-             for one in summary.statements]
+    words = {one.number: ", ".join(f"{each.label} {each.word}" for each in one.evidence) or one.word
+             for one in summary.statements}
+    lines = [f"H{one.number} {one.claim}: {words[one.number]}" for one in summary.statements]
     return "\n".join([summary.headline, *lines]) + "\n"
 
 
