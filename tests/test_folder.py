@@ -70,7 +70,7 @@ def test_the_same_study_again_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [
-    "seeds=[0, 1, 2]", "seeds=[1]", "verdict.level=0.01", "name=other", "footnotes=[a note]",
+    "seeds=[0, 1, 2]", "verdict.level=0.01", "name=other", "footnotes=[a note]",
 ])
 def test_what_may_change_may_change(tmp_path: Path, change: str) -> None:
     folder = StudyFolder(tmp_path)
@@ -79,7 +79,15 @@ def test_what_may_change_may_change(tmp_path: Path, change: str) -> None:
     folder.prepare(study(change), {"command": "second"})
     assert folder.study == StudyFolder(tmp_path).study == study(change)
     assert folder.provenance == {"command": "second"}
-    assert change.partition("=")[0].partition(".")[0] in EXTENDABLE
+    assert change.partition("=")[0].partition(".")[0] in (*EXTENDABLE, "seeds")
+
+
+def test_seeds_are_added_and_not_taken_away(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path)
+    folder.prepare(study(), PROVENANCE)
+    with pytest.raises(BadInput, match=r"holds a study with seeds: \[0, 1\] \(now \[1\]\)"):
+        folder.prepare(study("seeds=[1]"), PROVENANCE)
+    assert StudyFolder(tmp_path).study == study()
 
 
 def test_arms_and_teachers_may_be_added(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from tlkd.statistics import (
     holm,
     image_permutation,
     interval,
-    judge,
     mcnemar,
     needed,
     sign_flip,
@@ -43,6 +42,11 @@ def quick(monkeypatch):
     """Fewer resamples, and none of statsmodels' garbage collection, for tests that judge hundreds of times."""
     monkeypatch.setattr(statistics, "RESAMPLES", 499)
     monkeypatch.setattr("gc.collect", lambda *generation: 0)
+
+
+def judge(differences, smallest_gain, level):
+    """The verdict on a family of one."""
+    return verdicts({"": differences}, smallest_gain, level)[""]
 
 
 def literal_flips(values):

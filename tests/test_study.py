@@ -15,11 +15,13 @@ import pandas as pd
 import pytest
 import torch
 
+from conftest import draw_shape
 from tlkd import study as pipeline
+from tlkd.datasets import open_dataset
 from tlkd.errors import BadInput
 from tlkd.folder import RESULT_COLUMNS, StudyFolder
 from tlkd.reading import apply_set, validate
-from tlkd.specs import Study
+from tlkd.specs import Data, Study
 from tlkd.study import run_study
 
 CPU = torch.device("cpu")
@@ -140,6 +142,30 @@ def test_everything_trained_from_tl_with_a_teacher_per_seed(shapes_folder: Path,
 
     stored = load_file(folder.run_path(tl) / "model.safetensors")
     assert sum(name.startswith("backbone.") for name in stored) > 100  # everything was trained, so everything is kept
+
+
+def test_a_failed_teacher_fails_its_runs_alone(shapes_folder: Path, own_cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    spec = small_study(shapes_folder, "seeds=[0]",
+                       "teachers.lite1.training={learning_rate: 1.0e+30, weight_decay: 0.9, epochs: 3}")
+    failures = run_study(spec, out, CPU)
+    assert set(failures) == {"tl_kd-clean-0"}
+    assert failures["tl_kd-clean-0"].startswith("its teacher lite1 failed: epoch ")
+    assert pd.read_csv(out / "results.csv")["run_id"].tolist() == ["tl-clean-0"]
+
+
+def test_other_pixels_under_the_same_names_sizes_and_times_are_other_data(own_cache: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    folders = tmp_path / "a", tmp_path / "b"
+    for root in folders:
+        for kind in ("x", "y"):
+            (root / kind).mkdir(parents=True)
+            for number in range(20):
+                path = root / kind / f"{number}.bmp"
+                draw_shape("disc", rng, 32).save(path)
+                os.utime(path, (1, 1))
+    contents = {open_dataset(Data(source=f"folder:{root}"), 32, own_cache).content for root in folders}
+    assert len(contents) == 2
 
 
 def test_a_failed_run_leaves_the_others(shapes_folder: Path, own_cache: Path, tmp_path: Path) -> None:

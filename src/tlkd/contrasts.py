@@ -21,6 +21,9 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 METRICS = ("accuracy", "balanced_accuracy", "precision", "recall", "f1", "log_loss", "ece")
+NOT_EXAMINED = "not examined"
+LATER_START = "TL+KD starts from the finished TL student, so its epochs are not comparable"
+SAME_AS_TL = "equal to TL by construction"
 THRESHOLDS = tuple(step / 100 for step in range(5, 101))
 
 
@@ -35,6 +38,7 @@ class Group:
     metrics: Mapping[str, Floats]  # name -> [seed]
     correct: NDArray[np.bool_]  # [seed, image]
     confusions: Ints  # [seed, class true, class predicted]
+    per_class: Mapping[str, Floats]  # precision, recall, f1 -> [seed, class]
     reliability: Reliability  # of all seeds' predictions together
     curves: tuple[Floats, ...]  # a seed: accuracy [epoch] on the split that is looked at after each epoch
     epochs: tuple[int, ...]
@@ -83,7 +87,10 @@ class Confusions:
 
 @dataclass(frozen=True)
 class Speed:
-    """How early both arms reach the accuracy thresholds; the verdict is on the primary one."""
+    """How early both arms reach the accuracy thresholds; the verdict is on the primary one.
+
+    Where the arms' epochs are not comparable, `word` is not examined, `why` says so and there are no thresholds.
+    """
 
     thresholds: tuple[Convergence, ...]
     primary: Convergence | None  # the highest threshold that at least half of TL's runs reach
@@ -92,6 +99,8 @@ class Speed:
     contrasts: int
     crossings: tuple[int, ...]
     seeds_needed: int | None
+    horizon: int  # the epochs that all runs of both arms trained
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,10 +118,13 @@ class Contrast:
     mcnemar: tuple[float, ...]
     confusions: Confusions
     speed: Speed
+    same_as_tl: bool  # by construction: it is left out of the family, and no verdict is given
 
     @property
     def word(self) -> str:
         """Hypothesis 1's verdict: metrics and confusion must agree (attribution is not examined)."""
+        if self.same_as_tl:
+            return NOT_EXAMINED
         if self.verdict.word == "supported" and not self.confusions.agrees:
             return "inconclusive"
         return self.verdict.word
@@ -123,10 +135,16 @@ def tl_arm(study: Study) -> Arm | None:
     return next((arm for arm in study.arms if arm.kind == "tl"), None)
 
 
+def same_as_tl(study: Study, arm: Arm) -> bool:
+    """Whether an arm trains with TL's own loss from TL's own start, and so gives TL's own students."""
+    return arm.kind == "tl_kd" and arm.soft_weight == 0 and study.student.start != "tl"
+
+
 def contrast_all(study: Study, groups: Sequence[Group], labels: Ints) -> tuple[Contrast, ...]:
     """Every arm against the study's `tl` arm under each condition that both have finished runs of.
 
-    `labels` is `[image]`, the test split's; one family of tests over all of them. None where there is no `tl` arm.
+    `labels` is `[image]`, the test split's; one family of tests over all of them but those that are equal to TL by
+    construction. None where there is no `tl` arm.
     """
     baseline = tl_arm(study)
     if baseline is None:
@@ -138,7 +156,7 @@ def contrast_all(study: Study, groups: Sequence[Group], labels: Ints) -> tuple[C
     tables = {(group.arm.name, group.condition): _differences(tl, group, weights) for tl, group in pairs}
     verdicts = _verdicts(study, tables)
     speeds = _speeds(study, pairs)
-    return tuple(_contrast(tl, group, verdicts[key], tables[key], speeds[key])
+    return tuple(_contrast(tl, group, verdicts[key], tables[key], speeds[key], same_as_tl(study, group.arm))
                  for (tl, group), key in zip(pairs, tables, strict=True))
 
 
@@ -170,13 +188,18 @@ def _verdicts(study: Study, tables: Mapping[tuple[str, str], Floats]) -> dict[tu
     arms = {arm.name: arm for arm in study.arms}
     given = {key: "" if study.teachers[teacher].per_seed else "one teacher"
              for key in tables for teacher in [arms[key[0]].teacher] if teacher is not None}
-    names = {"/".join(key): table for key, table in tables.items()}
-    families = {words: statistics.verdicts(names, study.verdict.smallest_gain, study.verdict.level, words)
-                for words in {given.get(key, "") for key in tables}}
-    return {key: families[given.get(key, "")]["/".join(key)] for key in tables}
+    arms_same = {arm.name for arm in study.arms if same_as_tl(study, arm)}
+    found = {}
+    for family in ([key for key in tables if key[0] not in arms_same], [key for key in tables if key[0] in arms_same]):
+        names = {"/".join(key): tables[key] for key in family}
+        judged = {words: statistics.verdicts(names, study.verdict.smallest_gain, study.verdict.level, words)
+                  for words in {given.get(key, "") for key in family}}
+        found.update({key: judged[given.get(key, "")]["/".join(key)] for key in family})
+    return found
 
 
-def _contrast(tl: Group, group: Group, verdict: statistics.Verdict, table: Floats, speed: Speed) -> Contrast:
+def _contrast(tl: Group, group: Group, verdict: statistics.Verdict, table: Floats, speed: Speed,
+              same: bool) -> Contrast:
     seeds = _both(tl, group)
     ours, theirs = _rows(group, seeds), _rows(tl, seeds)
     return Contrast(
@@ -186,7 +209,7 @@ def _contrast(tl: Group, group: Group, verdict: statistics.Verdict, table: Float
                       for name in METRICS},
         mcnemar=tuple(statistics.mcnemar(tl.correct[their], group.correct[our])
                       for our, their in zip(ours, theirs, strict=True)),
-        confusions=_confusions(tl.confusions[theirs], group.confusions[ours]), speed=speed)
+        confusions=_confusions(tl.confusions[theirs], group.confusions[ours]), speed=speed, same_as_tl=same)
 
 
 def _confusions(tl: Ints, arm: Ints) -> Confusions:
@@ -215,24 +238,30 @@ def _confusions(tl: Ints, arm: Ints) -> Confusions:
 def _speeds(study: Study, pairs: Sequence[tuple[Group, Group]]) -> dict[tuple[str, str], Speed]:
     """How early each arm is beside TL; Holm over the contrasts at each one's primary threshold."""
     found: dict[tuple[str, str], tuple[tuple[Convergence, ...], Convergence | None, tuple[int, ...]]] = {}
+    speeds: dict[tuple[str, str], Speed] = {}
+    horizons = {}
     for tl, group in pairs:
-        seeds = _both(tl, group)
+        key, seeds = (group.arm.name, group.condition), _both(tl, group)
+        horizons[key] = min(len(curve) for each in (tl, group) for row in _rows(each, seeds)
+                            for curve in [each.curves[row]])
+        why = LATER_START if study.student.start == "tl" else SAME_AS_TL if same_as_tl(study, group.arm) else ""
+        if why:
+            speeds[key] = Speed((), None, NOT_EXAMINED, 1.0, 0, (), None, horizons[key], why)
+            continue
         before = [tl.curves[row] for row in _rows(tl, seeds)]
         after = [group.curves[row] for row in _rows(group, seeds)]
         highest = max(float(curve.max()) for curve in [*before, *after])
-        thresholds = tuple(convergence.convergence(before, after, threshold, study.training.epochs,
-                                                   level=study.verdict.level,
-                                                   smallest_epochs=study.verdict.smallest_epochs)
+        thresholds = tuple(convergence.convergence(before, after, threshold, level=study.verdict.level)
                            for threshold in THRESHOLDS if threshold <= highest + 1e-7)
         primary = next((each for each in reversed(thresholds) if 2 * each.tl_reached >= len(seeds)), None)
-        found[group.arm.name, group.condition] = thresholds, primary, _crossings(before, after)
+        found[key] = thresholds, primary, _crossings(before, after)
     tested = [key for key, (_, primary, _) in found.items() if primary is not None]
     ps = statistics.holm([primary.p_seed for _, primary, _ in found.values() if primary is not None])
     adjusted = {key: float(p) for key, p in zip(tested, ps, strict=True)}
-    speeds = {}
     for key, (thresholds, primary, crossings) in found.items():
         word, needed = _judge(study, primary, adjusted.get(key, 1.0), len(tested))
-        speeds[key] = Speed(thresholds, primary, word, adjusted.get(key, 1.0), len(tested), crossings, needed)
+        speeds[key] = Speed(thresholds, primary, word, adjusted.get(key, 1.0), len(tested), crossings, needed,
+                            horizons[key])
     return speeds
 
 

@@ -39,11 +39,12 @@ def epochs_to(curves: Curves, threshold: float, horizon: int) -> Floats:
 class Convergence:
     """How early two arms reach `threshold`; epochs count from 1, and inf means not reached.
 
-    `tl_epochs`, `tl_kd_epochs`: for each seed. `*_reached`: how many runs reached it. `*_median`: Kaplan-Meier median
-    (inf where fewer than half reached it). `*_mean`: restricted mean, a run that never reached it counting as
-    `horizon`. `gain`: restricted mean epochs that TL+KD is earlier; `low`, `high`: its t interval over seeds.
-    `p_seed`: exact sign-flip over seeds. `tl_kd_first`, `tl_first`, `ties`, `p_first`: which of a pair came first,
-    and the exact sign test on it. `word` and `too_small` as for `statistics.Verdict`.
+    All but the medians look at the first `horizon` epochs, those that every run of both arms trained. `tl_epochs`,
+    `tl_kd_epochs`: for each seed. `*_reached`: how many runs reached it. `*_median`: Kaplan-Meier median over all
+    epochs of each run (inf where fewer than half reached it). `*_mean`: restricted mean, a run that did not reach it
+    counting as `horizon`. `gain`: restricted mean epochs that TL+KD is earlier; `low`, `high`: its t interval over
+    seeds. `p_seed`: exact sign-flip over seeds. `tl_kd_first`, `tl_first`, `ties`, `p_first`: which of a pair came
+    first, and the exact sign test on it.
     """
 
     threshold: float
@@ -64,52 +65,46 @@ class Convergence:
     tl_first: int
     ties: int
     p_first: float
-    word: str
-    too_small: bool
     n_seeds: int
     covers: str = "seeds, on the one split the curves were measured on"
 
 
-def convergence(curves_tl: Curves, curves_kd: Curves, threshold: float, horizon: int, *, level: float,
-                smallest_epochs: float) -> Convergence:
-    """Compare how early TL and TL+KD, paired by seed, reach `threshold` within `horizon` epochs.
+def convergence(curves_tl: Curves, curves_kd: Curves, threshold: float, *, level: float) -> Convergence:
+    """Compare how early TL and TL+KD, paired by seed, reach `threshold`.
 
-    `curves_*` as in `epochs_to`, in the same order of seeds; `smallest_epochs` in epochs. Supported: interval of the
-    restricted difference above 0 and sign-flip p below `level`; refuted: interval wholly below `smallest_epochs`;
-    otherwise, and wherever no run reached the threshold, inconclusive. One threshold, one test: several are not
-    adjusted for here. A run that early stopping cut short counts as `horizon` in the restricted mean and is censored
-    at its own end in the median. Raises `ValueError` where the arms differ in seeds, and as `epochs_to` does.
-    Source: Royston and Parmar, "Restricted mean survival time", 2013.
+    `curves_*` as in `epochs_to`, in the same order of seeds. Where early stopping cut runs short, nothing is supposed
+    of the epochs that they did not train: means are restricted to the epochs that all runs of both arms have, and in
+    the median each run is censored at its own end. One threshold, one test: several are not adjusted for here. Raises
+    `ValueError` where the arms differ in seeds, and as `epochs_to` does. Source: Royston and Parmar, "Restricted mean
+    survival time", 2013.
     """
+    if len(curves_tl) != len(curves_kd) or len(curves_tl) == 0:
+        raise ValueError(f"curves: expected the same seeds in both arms, found {len(curves_tl)} and {len(curves_kd)}")
+    horizon = min(len(np.asarray(curve)) for curve in [*curves_tl, *curves_kd])
     tl, kd = epochs_to(curves_tl, threshold, horizon), epochs_to(curves_kd, threshold, horizon)
-    if tl.size != kd.size or tl.size == 0:
-        raise ValueError(f"curves: expected the same seeds in both arms, found {tl.size} and {kd.size}")
     tl_restricted, kd_restricted = np.minimum(tl, horizon), np.minimum(kd, horizon)
     differences = tl_restricted - kd_restricted
     low, high = t_interval(differences, level, least_spread=ROUNDING)
     p_seed = sign_flip(differences)
     kd_first, tl_first = int(np.sum(kd < tl)), int(np.sum(tl < kd))
     reached = int(np.isfinite(tl).sum()), int(np.isfinite(kd).sum())
-    supported = low > 0 and p_seed < level
-    below = high < smallest_epochs
-    known = sum(reached) > 0  # where nobody arrives, the differences are all zero and say nothing
     return Convergence(
         threshold=threshold, horizon=horizon, tl_epochs=tuple(tl.tolist()), tl_kd_epochs=tuple(kd.tolist()),
         tl_reached=reached[0], tl_kd_reached=reached[1],
-        tl_median=_median(curves_tl, tl, horizon), tl_kd_median=_median(curves_kd, kd, horizon),
+        tl_median=_median(curves_tl, threshold), tl_kd_median=_median(curves_kd, threshold),
         tl_mean=float(tl_restricted.mean()), tl_kd_mean=float(kd_restricted.mean()),
         gain=float(differences.mean()), low=low, high=high, p_seed=p_seed,
         tl_kd_first=kd_first, tl_first=tl_first, ties=tl.size - kd_first - tl_first, p_first=_sign(kd_first, tl_first),
-        word="supported" if supported else "refuted" if below and known else "inconclusive",
-        too_small=supported and below, n_seeds=tl.size)
+        n_seeds=tl.size)
 
 
-def _median(curves: Curves, epochs: Floats, horizon: int) -> float:
-    """Kaplan-Meier median of `epochs [seed]` (1958); a run that never reached the threshold is censored at its end."""
+def _median(curves: Curves, threshold: float) -> float:
+    """Kaplan-Meier median of the epochs to `threshold` (1958); a run that never reached it is censored at its end."""
     from scipy.stats import CensoredData, ecdf
 
+    ends = np.array([len(np.asarray(curve)) for curve in curves], dtype=np.float64)
+    epochs = epochs_to(curves, threshold, int(ends.max()))
     reached = np.isfinite(epochs)
-    ends = np.array([min(len(np.asarray(curve)), horizon) for curve in curves], dtype=np.float64)
     survival = ecdf(CensoredData(uncensored=epochs[reached], right=ends[~reached])).sf
     half = np.flatnonzero(survival.probabilities <= 0.5 + 1e-9)
     return float(survival.quantiles[half[0]]) if half.size else math.inf

@@ -28,7 +28,7 @@ class TeacherResult:
     spec: Teacher
     metrics: Mapping[str, Floats]  # name -> [fit]
     reliability: Reliability
-    parameters: int | None
+    parameters: int
     no_better: bool  # its accuracy does not exceed the mean TL student's
 
 
@@ -59,6 +59,7 @@ class Findings:
     agreements: tuple[Agreement, ...]
     planned: int
     failures: Mapping[str, str]
+    teacher_failures: Mapping[str, str]
     unfinished: tuple[str, ...]
     stages: tuple[Mapping[str, Any], ...]
 
@@ -71,6 +72,11 @@ class Findings:
     def balanced(self) -> bool:
         """Whether all classes have equally many test images."""
         return len(set(self.test_counts.tolist())) == 1
+
+    @property
+    def tested(self) -> tuple[Contrast, ...]:
+        """The contrasts that may differ from TL: those that are equal to it by construction are left out."""
+        return tuple(each for each in self.contrasts if not each.same_as_tl)
 
     def pairs(self) -> Iterator[tuple[Contrast, Group, Group]]:
         """Each contrast with the groups of TL and of its arm."""
@@ -93,7 +99,7 @@ def find(folder: StudyFolder) -> Findings:
     """Read a study's folder and work out what it found; raises `BadInput` where no study lies there."""
     study, card = folder.study, folder.card()
     finished = folder.finished()
-    teachers = _teacher_predictions(folder)
+    teachers = _teacher_predictions(folder, finished)
     groups, agreements = _groups(folder, finished, teachers)
     labels = next((folder.predictions(run).labels for run in finished), None)
     counts = list(card["counts"]["test"].values()) if labels is None else np.bincount(labels,
@@ -106,6 +112,7 @@ def find(folder: StudyFolder) -> Findings:
         test_counts=np.asarray(counts, np.int64), groups=groups, contrasts=contrasts,
         teachers=_teacher_results(folder, teachers, groups), agreements=agreements, planned=len(folder.runs()),
         failures={name: why for name, why in failures.items() if name not in {run.run_id for run in finished}},
+        teacher_failures=folder.teacher_failures(),
         unfinished=tuple(run.run_id for run in folder.runs() if run.run_id not in done), stages=tuple(folder.stages()))
 
 
@@ -142,16 +149,18 @@ def _groups(folder: StudyFolder, finished: Sequence[Run], teachers: Fits) -> tup
 
 
 def _group(folder: StudyFolder, runs: Sequence[Run], predictions: Sequence[Predictions], label: str) -> Group:
-    column = f"{folder.study.selection}_accuracy"
     each = [evaluation.metrics(one.labels, one.logits) for one in predictions]
     results = [folder.result(run) for run in runs]
+    by_class = [evaluation.per_class(one.labels, one.logits) for one in predictions]
     return Group(
         arm=runs[0].arm, condition=runs[0].condition.name, label=label, seeds=tuple(run.seed for run in runs),
         metrics=_columns(each),
         correct=np.array([one.logits.argmax(axis=1) == one.labels for one in predictions]),
         confusions=np.array([evaluation.confusion(one.labels, one.logits) for one in predictions]),
+        per_class={name: np.array([[row[name] for row in rows] for rows in by_class])
+                   for name in ("precision", "recall", "f1")},
         reliability=_pooled_reliability(predictions),
-        curves=tuple(folder.history(run)[column].to_numpy(np.float64) for run in runs),
+        curves=tuple(folder.curve(run) for run in runs),
         epochs=tuple(int(result["epochs"]) for result in results),
         best_epochs=tuple(int(result["best_epoch"]) for result in results),
         seconds=tuple(float(result["seconds"]) for result in results))
@@ -178,13 +187,18 @@ def _same_images(predictions: Predictions, first: Predictions, who: str) -> Pred
 # --- teachers ---------------------------------------------------------------------------------------------------------
 
 
-def _teacher_predictions(folder: StudyFolder) -> dict[str, dict[int | None, Predictions]]:
-    """Each teacher's predictions by seed; None stands for a teacher of all seeds."""
+def _teacher_predictions(folder: StudyFolder, finished: Sequence[Run]) -> dict[str, dict[int | None, Predictions]]:
+    """Each teacher's predictions by seed; None stands for a teacher of all seeds.
+
+    A teacher that failed, or is not there yet, is left out; one that a finished run learnt from must be there.
+    """
+    learnt_from = {folder.teacher_of(run) for run in finished if run.arm.teacher is not None}
     found: dict[str, dict[int | None, Predictions]] = {}
     for name, teacher in folder.study.used_teachers.items():
         seeds: list[int | None] = list(folder.study.seeds) if teacher.per_seed else [None]
-        paths = {seed: folder.teacher_path(name, seed) / "predictions.npz" for seed in seeds}
-        found[name] = {seed: load_predictions(path) for seed, path in paths.items() if path.is_file()}
+        paths = {seed: folder.teacher_path(name, seed) for seed in seeds}
+        found[name] = {seed: load_predictions(path / "predictions.npz") for seed, path in paths.items()
+                       if path.is_dir() or path in learnt_from}
     return found
 
 
@@ -198,16 +212,9 @@ def _teacher_results(folder: StudyFolder, teachers: Fits,
         if not fits:
             continue
         metrics = _columns([evaluation.metrics(one.labels, one.logits) for one in fits.values()])
-        stored = folder.teachers()[name][0] / "result.json"
-        parameters = _parameters(stored) if stored.is_file() else None
+        results_of = [folder.teacher_result(folder.teacher_path(name, seed)) for seed in fits]
         weaker = bool(students) and float(metrics["accuracy"].mean()) <= max(map(float, students))
         results.append(TeacherResult(name, folder.study.teachers[name], metrics,
-                                     _pooled_reliability(list(fits.values())), parameters, weaker))
+                                     _pooled_reliability(list(fits.values())),
+                                     int(results_of[0]["parameters"]), weaker))
     return tuple(results)
-
-
-def _parameters(path: Any) -> int | None:
-    from tlkd.store import read_json
-
-    found = read_json(path).get("parameters")
-    return int(found) if isinstance(found, int) else None

@@ -20,8 +20,8 @@ RESULT_COLUMNS = ("run_id", "arm", "condition", "seed", "test_accuracy", "test_p
                   "test_log_loss", "test_ece", "teacher_agreement", "epochs", "best_epoch", "seconds")
 """The columns of `results.csv`, a row a finished run; fractions in [0, 1], macro averages."""
 
-EXTENDABLE = ("name", "seeds", "verdict", "footnotes")
-"""Keys that may change when a study is run again into its folder; arms and teachers may be added to, not changed."""
+EXTENDABLE = ("name", "verdict", "footnotes")
+"""Keys that may change when a study is run again into its folder; seeds, arms and teachers may be added to."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,10 @@ class StudyFolder:
         """Where a failed run says why."""
         return self.path / "failures" / f"{run.run_id}.txt"
 
+    def teacher_failure_path(self, name: str, seed: int | None = None) -> Path:
+        """Where a failed teacher says why."""
+        return self.path / "failures" / f"teacher-{name}{'' if seed is None else f'-{seed}'}.txt"
+
     def teacher_path(self, name: str, seed: int | None = None) -> Path:
         """Where a teacher's result lies; `seed` for a teacher per seed."""
         return self.path / "teachers" / (name if seed is None else f"{name}-{seed}")
@@ -129,6 +133,17 @@ class StudyFolder:
         return {name: path.read_text(errors="replace").partition("\n")[0]
                 for name, path in paths.items() if path.is_file()}
 
+    def teacher_failures(self) -> dict[str, str]:
+        """Why teachers that are not there failed: the first line of what each left, by name (and seed)."""
+        found = {}
+        for name, teacher in self.study.used_teachers.items():
+            for seed in self.study.seeds if teacher.per_seed else [None]:
+                path = self.teacher_failure_path(name, seed)
+                if path.is_file() and not self.teacher_path(name, seed).is_dir():
+                    found[name if seed is None else f"{name}, seed {seed}"] = path.read_text(
+                        errors="replace").partition("\n")[0]
+        return found
+
     def results(self) -> pd.DataFrame:
         """`results.csv`: a row a finished run."""
         path = self.path / "results.csv"
@@ -144,13 +159,26 @@ class StudyFolder:
         with _reading(path):
             return pd.read_csv(path)
 
+    def curve(self, run: Run) -> NDArray[np.float64]:
+        """A finished run's accuracy `[epoch]` on the split that is looked at after each epoch."""
+        path, history = self.run_path(run) / "history.csv", self.history(run)
+        with _reading(path):
+            curve = history[f"{self.study.selection}_accuracy"].to_numpy(np.float64)
+            if curve.size == 0:
+                raise ValueError("no epochs")
+            return curve
+
     def predictions(self, run: Run) -> Predictions:
         """A finished run's raw outputs on the test split."""
         return load_predictions(self.run_path(run) / "predictions.npz")
 
     def result(self, run: Run) -> dict[str, Any]:
         """A finished run's `result.json`."""
-        return _mapping(self.run_path(run) / "result.json")
+        return _mapping(self.run_path(run) / "result.json", "epochs", "best_epoch", "seconds")
+
+    def teacher_result(self, path: Path) -> dict[str, Any]:
+        """The `result.json` in a teacher's folder."""
+        return _mapping(path / "result.json", "parameters")
 
     def teachers(self) -> dict[str, list[Path]]:
         """The folders of each teacher that some arm uses: one, or one a seed."""
@@ -167,7 +195,7 @@ class StudyFolder:
 
     def card(self) -> dict[str, Any]:
         """The data card: source, classes, counts, sizes, notes."""
-        return _mapping(self.path / "data.json")
+        return _mapping(self.path / "data.json", "classes", "counts")
 
     def stages(self) -> list[dict[str, Any]]:
         """What each stage cost: name, seconds, bytes, and whether it came from the cache."""
@@ -184,6 +212,8 @@ class StudyFolder:
             for key in new:
                 if key in ("arms", "teachers"):
                     old[key] = {**new[key], **old[key]}
+                if key == "seeds" and set(old[key]) <= set(new[key]):
+                    continue
                 if key not in EXTENDABLE and canonical(old[key]) != canonical(new[key]):
                     where, was, now = _first_difference(key, old[key], new[key])
                     raise BadInput(f"{self.path}: holds a study with {where}: {was} (now {now}); choose another --out")
@@ -203,9 +233,13 @@ class StudyFolder:
         self.__dict__.pop("study", None)
 
 
-def _mapping(path: Path) -> dict[str, Any]:
+def _mapping(path: Path, *keys: str) -> dict[str, Any]:
     with _reading(path):
-        return dict(store.read_json(path).items())
+        found = dict(store.read_json(path).items())
+        missing = [key for key in keys if found.get(key) is None]
+        if missing:
+            raise ValueError(f"lacks {', '.join(missing)}")
+        return found
 
 
 def _by_name(study: dict[str, Any]) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def _samples_of(root: Path, trees: Mapping[str, Mapping[str, list[tuple[str, int
     return Samples(classes=classes, ids=ids, labels=np.array([entry[1] for entry in listed], np.int64),
                    held_out=np.array([entry[2] for entry in listed]) if others else None,
                    fetch=lambda index: root / ids[index],
-                   fingerprint=hashlib.sha256(repr(listed).encode()).hexdigest(), notes=notes)
+                   fingerprint=hashlib.sha256(repr((str(root.resolve()), listed)).encode()).hexdigest(), notes=notes)
 
 
 def _plain(text: str) -> bool:
@@ -141,7 +141,12 @@ def _files(at: Path, prefix: str) -> Iterator[tuple[str, int, int]]:
                 yield from _files(Path(entry.path), f"{prefix}/{entry.name}")
             else:
                 stat = entry.stat(follow_symlinks=entry.is_file())  # a broken link is a bad image, named as such
-                yield f"{prefix}/{entry.name}", stat.st_size, stat.st_mtime_ns
+                yield f"{prefix}/{entry.name}", stat.st_size, _changed(stat)
+
+
+def _changed(stat: os.stat_result) -> int:
+    """When a file was last changed, in ns; copying tools set `st_mtime` as they like, but not `st_ctime`."""
+    return max(stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 def _folders(at: Path) -> list[str]:
@@ -165,16 +170,17 @@ def _some(items: list[str], count: int = 5) -> str:
 
 
 def archive_fingerprint(archive: Path, name: str) -> str:
-    """What an archive is known by: its bytes and its time of change. Raises `BadInput` where it is no archive."""
+    """What an archive is known by: the hash of its bytes. Raises `BadInput` where it is no archive."""
     try:
         known = zipfile.is_zipfile(archive) or tarfile.is_tarfile(archive)
-        stat = archive.stat()
+        with archive.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise BadInput(f"data.source: {name}: {archive} cannot be read ({error.strerror})") from None
     if not known:
         raise BadInput(f"data.source: {name}: {archive} is neither a folder nor an archive that can be read; "
                        "allowed: a folder, .tar, .tar.gz, .tgz, .zip")
-    return f"archive of {stat.st_size} bytes, changed {stat.st_mtime_ns}"
+    return f"archive {digest}"
 
 
 def unpack(archive: Path, into: Path, name: str) -> Iterator[int]:
@@ -377,8 +383,9 @@ def _contents(opened: Any) -> str:
     if hasattr(opened, "data"):
         return hashlib.sha256(np.ascontiguousarray(opened.data).data).hexdigest()
     if hasattr(opened, "loader"):
-        listed = [("/".join(path.parts[-2:]), path.stat().st_size, path.stat().st_mtime_ns)
+        listed = [(str(path), path.stat().st_size, _changed(path.stat()))
                   for path in (opened[index][0] for index in range(len(opened)))]
     else:
-        listed = sorted(_files(Path(getattr(opened, "_base_folder", opened.root)), ""))
+        root = Path(getattr(opened, "_base_folder", opened.root))
+        listed = [(str(root.resolve()), 0, 0), *sorted(_files(root, ""))]
     return hashlib.sha256(repr(listed).encode()).hexdigest()

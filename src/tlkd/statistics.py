@@ -329,11 +329,6 @@ def verdicts(contrasts: Mapping[str, ArrayLike], smallest_gain: float, level: fl
             for (name, table), ps in zip(tables.items(), tests, strict=True)}
 
 
-def judge(differences: ArrayLike, smallest_gain: float, level: float, given: str = "") -> Verdict:
-    """The verdict on a single contrast, `differences [seed, image]`: a family of one; see `verdicts`."""
-    return verdicts({"": differences}, smallest_gain, level, given)[""]
-
-
 def _verdict(table: Floats, ps: tuple[float, float, float, float], rule: tuple[float, float, int],
              given: str) -> Verdict:
     smallest_gain, level, contrasts = rule

@@ -30,6 +30,7 @@ from tlkd.progress import say
 from tlkd.specs import canonical_hash
 
 MANIFEST = "manifest.json"
+NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ENOENT)
 
 
 @dataclass(frozen=True)
@@ -148,8 +149,8 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file; NaN becomes null, since JSON has no word for it."""
-    path.write_text(json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
+    """Write a JSON file, whole or not at all; NaN becomes null, since JSON has no word for it."""
+    replace_text(path, json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -180,7 +181,7 @@ def guard_disk(folder: Path) -> Iterator[None]:
         if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise BadInput(f"{folder}: the disk is full ({os.strerror(number)}); what stood there before still stands. "
                            "Make room, or choose another --out or TLKD_CACHE, and start again") from error
-        if number in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+        if number in NOT_WRITABLE:
             raise BadInput(f"{getattr(error, 'filename', None) or folder}: cannot be written ({os.strerror(number)}); "
                            "choose another --out or TLKD_CACHE") from error
         raise

@@ -1,11 +1,11 @@
 """The pipeline, to be read from top to bottom: the only place that wires stages to artifacts."""
 
 import shutil
-import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
@@ -25,6 +25,9 @@ from tlkd.workshop import Workshop, counted, input_spec, inputs_of, learner, net
 VERSION = 1  # of what a teacher or a run is; a change that alters results raises it
 
 
+Made = TypeVar("Made")
+
+
 @dataclass(frozen=True)
 class SoftLabels:
     """A teacher's raw logits on the training views, and the address that stands for them."""
@@ -37,19 +40,21 @@ def run_study(study: Study, out: Path, device: torch.device, command: str = "") 
     """Run a study into the folder `out`: what is finished there stands, what failed is returned by run id."""
     folder, cache = StudyFolder(out), store.cache_folder()
     folder.refuse_other(study)
+    if device.type == "cuda":  # float32 means float32: TensorFloat-32 keeps ten bits of the fraction
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     workshop = Workshop(study, open_dataset(study.data, max_input_size(study), cache), cache, device)
     build_all(workshop)
     with store.guard_disk(out):
         folder.prepare(study, provenance(command, device))
         write_card(workshop, out)
-        soft = {name: [publish_teacher(workshop, folder, name, seed) for seed in teacher_seeds(study, teacher)]
-                for name, teacher in study.used_teachers.items()}
+        soft = {(name, seed): attempt_teacher(workshop, folder, name, seed)
+                for name, teacher in study.used_teachers.items() for seed in teacher_seeds(study, teacher)}
         for run in progress.track(folder.runs(), "runs", len(folder.runs())):
-            attempt(workshop, folder, run, soft)
-        store.write_json(out / "stages.json", workshop.stages)
+            attempt(folder.failure_path(run), lambda: publish_run(workshop, folder, run, soft))  # noqa: B023
+        write_stages(workshop, folder)
         collect(folder)
-    if not folder.failures():
-        shutil.rmtree(out / ".work", ignore_errors=True)
+        if not folder.failures():
+            shutil.rmtree(out / ".work", ignore_errors=True)
     return folder.failures()
 
 
@@ -69,6 +74,12 @@ def build_all(workshop: Workshop) -> None:
     network_for(workshop, study.student, study.seeds[0], "student")
     for name, teacher in study.used_teachers.items():
         network_for(workshop, teacher, study.seeds[0], f"teachers.{name}", fit=teacher.fit)
+
+
+def write_stages(workshop: Workshop, folder: StudyFolder) -> None:
+    """Write `stages.json`: what each stage cost, those of earlier starts included."""
+    stages = {stage["address"]: stage for stage in [*workshop.stages, *folder.stages()]}
+    store.write_json(folder.path / "stages.json", list(stages.values()))
 
 
 def write_card(workshop: Workshop, out: Path) -> None:
@@ -97,18 +108,15 @@ def publish_teacher(workshop: Workshop, folder: StudyFolder, name: str, seed: in
     work = workshop.cache / "teachers" / ".work" / where
 
     def make(target: Path) -> dict[str, Any]:
-        given, fitted, started = learner(workshop, network, who), Fit(), time.perf_counter()
+        given, fitted = learner(workshop, network, who), Fit()
         if spec.fit:
             fitted = train(workshop, given, hard_loss, None, spec.training, seed=drawn, work=work)
-        result = write_result(workshop, target, given, fitted, backbone=inputs["backbone"], started=started)
+        result = write_result(workshop, target, given, fitted, spec.training, backbone=inputs["backbone"])
         shutil.rmtree(work, ignore_errors=True)
         return result
 
     from_cache = (workshop.cache / "teachers" / where / store.MANIFEST).is_file()
-    try:
-        artifact = store.get(workshop.cache, "teachers", VERSION, affecting, inputs, make)
-    except RunFailed as error:
-        raise BadInput(f"teachers.{name}: its training failed at {error}") from None
+    artifact = store.get(workshop.cache, "teachers", VERSION, affecting, inputs, make)
     workshop.record(who, artifact, from_cache)
     models.load_trained(network, load_file(artifact.path / "model.safetensors"))
     network.eval()
@@ -133,38 +141,47 @@ def soft_labels(workshop: Workshop, network: models.Network, address: str, who: 
 
 def copy_result(source: Path, target: Path) -> None:
     """Copy a teacher's result (not its weights, which stay in the cache) so that the study's folder is whole."""
-    target.mkdir(parents=True, exist_ok=True)
     for name in ("result.json", "history.csv", "predictions.npz"):
-        temporary = target / f".{name}.tmp"
-        shutil.copyfile(source / name, temporary)
-        temporary.replace(target / name)
+        store.replace_bytes(target / name, (source / name).read_bytes())
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def attempt(workshop: Workshop, folder: StudyFolder, run: Run, soft: dict[str, list[SoftLabels]]) -> None:
-    """Make one run; if it fails, keep why and let the others go on."""
-    failure = folder.failure_path(run)
+def attempt(failure: Path, work: Callable[[], Made]) -> Made | None:
+    """Do one piece of work; if it fails, keep why in the file `failure` and let the others go on."""
     try:
-        publish_run(workshop, folder, run, soft)
-        failure.unlink(missing_ok=True)
-    except BadInput:  # a full disk, say: no run after this one would fare better
+        made = work()
+    except BadInput:  # a full disk, say: nothing after this would fare better
         raise
     except RunFailed as error:
         store.replace_text(failure, f"{error}\n")
     except Exception as error:
         line = f"{type(error).__name__}: {' '.join(str(error).split())}"
         store.replace_text(failure, f"{line}\n\n{traceback.format_exc()}")
+    else:
+        failure.unlink(missing_ok=True)
+        return made
+    return None
 
 
-def publish_run(workshop: Workshop, folder: StudyFolder, run: Run, soft: dict[str, list[SoftLabels]]) -> store.Artifact:
+def attempt_teacher(workshop: Workshop, folder: StudyFolder, name: str, seed: int | None) -> SoftLabels | None:
+    """Publish a teacher; None where its training failed, which its runs will say."""
+    return attempt(folder.teacher_failure_path(name, seed), lambda: publish_teacher(workshop, folder, name, seed))
+
+
+def publish_run(workshop: Workshop, folder: StudyFolder, run: Run,
+                soft: dict[tuple[str, int | None], SoftLabels | None]) -> store.Artifact:
     """Train one student and publish its run folder, unless it lies there already."""
     study, arm = workshop.study, run.arm
     network = network_for(workshop, study.student, run.seed, "student")
     inputs, teacher, start = inputs_of(workshop, network), None, None
     if arm.teacher is not None:
-        teacher = soft[arm.teacher][study.seeds.index(run.seed) if study.teachers[arm.teacher].per_seed else 0]
+        seed = run.seed if study.teachers[arm.teacher].per_seed else None
+        teacher = soft[arm.teacher, seed]
+        if teacher is None:
+            reason = folder.teacher_failure_path(arm.teacher, seed).read_text().partition("\n")[0]
+            raise RunFailed(f"its teacher {arm.teacher} failed: {reason}")
         inputs["soft_labels"] = teacher.address
     if study.student.start == "tl" and arm.kind != "tl":
         start = starting_point(folder, run)
@@ -173,7 +190,7 @@ def publish_run(workshop: Workshop, folder: StudyFolder, run: Run, soft: dict[st
     where = store.address("run", VERSION, spec, inputs)
 
     def make(target: Path) -> dict[str, Any]:
-        given, started = learner(workshop, network, "student"), time.perf_counter()
+        given = learner(workshop, network, "student")
         if start is not None:
             models.load_trained(network, load_file(start.path / "model.safetensors"))
         fitted = train(workshop, given, make_loss(arm.kind, arm.soft_weight, arm.temperature),
@@ -181,7 +198,7 @@ def publish_run(workshop: Workshop, folder: StudyFolder, run: Run, soft: dict[st
                        work=folder.path / ".work" / where)
         store.write_json(target / "spec.json", {"run_id": run.run_id, **spec, "inputs": inputs,
                                                 "data": study.data.model_dump(mode="json")})
-        return write_result(workshop, target, given, fitted, backbone=inputs["backbone"], started=started)
+        return write_result(workshop, target, given, fitted, study.training, backbone=inputs["backbone"])
 
     made_from = {"kind": "run", "version": VERSION, "spec": spec, "inputs": inputs}
     artifact = store.publish(folder.run_path(run), where, made_from, make)
@@ -218,7 +235,7 @@ def collect(folder: StudyFolder) -> pd.DataFrame:
         row = {"run_id": run.run_id, "arm": run.arm.name, "condition": run.condition.name, "seed": run.seed,
                **folder.result(run)}
         teacher = folder.teacher_of(run)
-        if teacher is not None:
+        if teacher is not None and teacher.is_dir():
             theirs = load_predictions(teacher / "predictions.npz")
             row["teacher_agreement"] = evaluation.agreement(folder.predictions(run).logits, theirs.logits)["top1"]
         rows.append(row)

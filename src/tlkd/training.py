@@ -63,7 +63,7 @@ def fit(network: Network, forward: Callable[[Tensor], Tensor], loss: Loss, task:
     `checkpoint` is bit-identical, on the CPU, to one that was never stopped. Raises `RunFailed` at a loss that is not
     finite.
     """
-    with _threads(training.threads):
+    with threads(training.threads):
         optimiser = _optimiser(network, training)
         scheduler = _scheduler(optimiser, training)
         scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16" and device.type == "cuda")
@@ -202,7 +202,8 @@ def _devices(device: torch.device) -> list[int]:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def threads(count: int) -> Iterator[None]:
+    """Hold PyTorch to this number of CPU threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

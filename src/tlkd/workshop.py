@@ -19,7 +19,7 @@ from tlkd.errors import BadInput
 from tlkd.folder import Predictions, save_predictions
 from tlkd.losses import Loss
 from tlkd.specs import Network, Normalisation, Study, Training, canonical
-from tlkd.training import Fit, Task, fit
+from tlkd.training import Fit, Task, fit, threads
 from tlkd.views import IDENTITY, View, train_views
 
 Channels = tuple[float, ...]
@@ -166,15 +166,18 @@ def train(workshop: Workshop, who: Learner, loss: Loss, soft_labels: Source | No
                    work / "checkpoint.safetensors", lambda _: advance())
 
 
-def write_result(workshop: Workshop, folder: Path, who: Learner, fitted: Fit, *, backbone: str,
-                 started: float) -> dict[str, Any]:
+def write_result(workshop: Workshop, folder: Path, who: Learner, fitted: Fit, training: Training, *,
+                 backbone: str) -> dict[str, Any]:
     """Write what a training leaves: weights, curves, raw predictions on the test split, and its result.
 
-    `backbone` is the hash of the backbone that the training started from, `started` the time it did.
+    `backbone` is the hash of the backbone that the training started from. Seconds are those of the epochs, whether or
+    not they were trained in one go, and of the predictions.
     """
-    network, labels = who.network, workshop.labels["test"]
+    network, labels, started = who.network, workshop.labels["test"], time.perf_counter()
     network.eval()
-    logits = predict(who.forward, who.sources["test"], len(labels))
+    with threads(training.threads):
+        logits = predict(who.forward, who.sources["test"], len(labels))
+    seconds = sum(epoch["seconds"] for epoch in fitted.history) + time.perf_counter() - started
     ids = np.array([workshop.dataset.ids[row] for row in workshop.dataset.splits["test"]])
     save_predictions(folder / "predictions.npz", Predictions(ids, labels, logits))
     # One key of metadata: the order of several is chance, and equal runs shall be equal files.
@@ -184,6 +187,6 @@ def write_result(workshop: Workshop, folder: Path, who: Learner, fitted: Fit, *,
     result = {**{f"test_{name}": value for name, value in evaluation.metrics(labels, logits).items()},
               "epochs": fitted.epochs, "best_epoch": fitted.best_epoch,
               "parameters": sum(parameter.numel() for parameter in network.parameters()),
-              "seconds": round(time.perf_counter() - started, 3)}
+              "seconds": round(seconds, 3)}
     store.write_json(folder / "result.json", result)
     return result
