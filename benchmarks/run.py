@@ -1,4 +1,4 @@
-"""Run every benchmark, each in a process of its own, and write RESULTS.md."""
+"""Run the benchmarks, all or those named, each in a process of its own; keep results.json and write RESULTS.md from it."""
 
 import json
 import statistics
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,6 +14,22 @@ from tlkd.provenance import git_commit, hardware, versions
 
 HERE = Path(__file__).parent
 SCRIPTS = ("bank_building", "training_step", "head_only", "whole_study")
+INTRODUCTION = """# Benchmarks
+
+Written by `make benchmarks`. Each figure is a ratio of times taken in one process, the two sides interleaved; medians, with
+the least and the greatest. A range much wider than its median's distance from the goal says that the machine was shared.
+"""
+
+
+def measure(name: str) -> dict[str, Any]:
+    """What one script prints, with the machine it ran on."""
+    done = subprocess.run([sys.executable, f"{name}.py"], cwd=HERE, check=True, stdout=subprocess.PIPE, text=True)
+    print(done.stdout, flush=True)
+    lines = [line.removeprefix("ROW ") for line in done.stdout.splitlines() if line.startswith("ROW ")]
+    machine, installed = hardware(torch.device("cpu")), versions()
+    return {"rows": [json.loads(line) for line in lines], "day": f"{datetime.now(UTC):%Y-%m-%d}", "commit": git_commit(),
+            "machine": f"{machine['processor']}, {machine['cores']} cores, {machine.get('memory_gib')} GiB, "
+                       f"torch {installed['torch']}, Python {installed['python']}"}
 
 
 def met(goal: str, value: float) -> str:
@@ -20,30 +37,30 @@ def met(goal: str, value: float) -> str:
     return "yes" if (value >= float(bound) if relation == ">=" else value <= float(bound)) else "no"
 
 
+def page(results: dict[str, Any]) -> str:
+    """RESULTS.md."""
+    text = [INTRODUCTION]
+    for name in SCRIPTS:
+        if name not in results:
+            continue
+        found = results[name]
+        text += [f"## `{name}.py`", "", f"{found['day']}, commit {found['commit']}, {found['machine']}.", "",
+                 "| ratio | median | range | repeats | goal | met | setting |", "| --- | --- | --- | --- | --- | --- | --- |"]
+        for row in found["rows"]:
+            ratios, middle = row["ratios"], statistics.median(row["ratios"])
+            text.append(f"| {row['what']} | {middle:.3f} | {min(ratios):.3f} to {max(ratios):.3f} | {len(ratios)} | "
+                        f"{row['goal']} | {met(row['goal'], middle)} | {row['note']} |")
+        text.append("")
+    return "\n".join(text)
+
+
 def main() -> None:
-    rows = []
+    kept = HERE / "results.json"
+    results = json.loads(kept.read_text()) if kept.exists() else {}
     for name in sys.argv[1:] or SCRIPTS:
-        done = subprocess.run([sys.executable, f"{name}.py"], cwd=HERE, check=True, stdout=subprocess.PIPE, text=True)
-        found = [line for line in done.stdout.splitlines() if line.startswith("ROW ")]
-        rows += [(name, json.loads(line.removeprefix("ROW "))) for line in found]
-        print(done.stdout, flush=True)
-    if sys.argv[1:]:
-        return  # a part is for looking at, not for the record
-    machine, installed = hardware(torch.device("cpu")), versions()
-    text = ["# Benchmarks", "",
-            "Written by `make benchmarks`. Each figure is a ratio of times taken in one process, the two sides",
-            "interleaved; medians, with the least and the greatest.", "",
-            f"{datetime.now(UTC):%Y-%m-%d}, commit {git_commit()}, {machine['processor']}, {machine['cores']} cores, "
-            f"{machine.get('memory_gib')} GiB, torch {installed['torch']}, Python {installed['python']}.", "",
-            "| script | ratio | median | range | repeats | goal | met | setting |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- |"]
-    for name, row in rows:
-        ratios = row["ratios"]
-        middle = statistics.median(ratios)
-        text.append(f"| `{name}.py` | {row['what']} | {middle:.3f} | {min(ratios):.3f} to {max(ratios):.3f} | "
-                    f"{len(ratios)} | {row['goal']} | {met(row['goal'], middle)} | {row['note']} |")
-    (HERE / "RESULTS.md").write_text("\n".join(text) + "\n")
-    print(f"written: {HERE / 'RESULTS.md'}")
+        results[name] = measure(name)
+        kept.write_text(json.dumps(results, indent=1) + "\n")
+        (HERE / "RESULTS.md").write_text(page(results))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ def lay_down(path: Path, *assignments: str, waiting: tuple[str, ...] = (), faile
     folder = StudyFolder(path)
     study = validate(small_raw(*assignments), "small.yaml")
     folder.prepare(study, PROVENANCE)
-    store.write_json(path / "data.json", {"source": "mnist5k", "classes": ["a", "b", "c"], "content": "0" * 64})
+    store.write_json(path / "data.json", {"source": "mnist5k", "classes": ["a", "b", "c"], "content": "0" * 64,
+                                          "counts": {"test": {"a": 2, "b": 2, "c": 2}}})
     for name, teacher in study.used_teachers.items():
         for seed in study.seeds if teacher.per_seed else [None]:
             target = folder.teacher_path(name, seed)

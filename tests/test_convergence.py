@@ -8,7 +8,7 @@ from scipy import stats
 
 from tlkd.convergence import convergence, crossings, epochs_to
 
-SETTINGS = {"level": 0.05, "smallest_epochs": 1.0}
+SETTINGS = {"level": 0.05}
 
 
 def ramp(epoch, length=20):
@@ -38,10 +38,10 @@ def test_a_higher_threshold_is_never_reached_earlier(curves, horizon):
 
 def test_an_earlier_arm_is_supported_with_its_numbers():
     tl, kd = [9, 10, 11, 12, 9, 10, 14, 10], [5, 6, 6, 7, 5, 7, 8, 10]
-    found = convergence([ramp(e) for e in tl], [ramp(e) for e in kd], 0.9, 20, **SETTINGS)
+    found = convergence([ramp(e) for e in tl], [ramp(e) for e in kd], 0.9, **SETTINGS)
     differences = np.subtract(tl, kd)
     theirs = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
-    assert (found.word, found.too_small) == ("supported", False)
+    assert found.low > 0 and found.horizon == 20
     assert found.gain == differences.mean() and (found.low, found.high) == pytest.approx((theirs.low, theirs.high))
     assert found.p_seed == 2**-6  # one difference is zero: 2 of 2^7 sign patterns of the other seven
     assert (found.tl_kd_first, found.tl_first, found.ties, found.p_first) == (7, 0, 1, 2**-6)
@@ -51,24 +51,29 @@ def test_an_earlier_arm_is_supported_with_its_numbers():
 
 def test_swapped_arms_are_refuted():
     early, late = [ramp(e) for e in (5, 6, 6, 7, 5, 7)], [ramp(e) for e in (9, 10, 11, 12, 9, 10)]
-    found = convergence(early, late, 0.9, 20, **SETTINGS)
-    assert found.word == "refuted" and found.high < 0
+    found = convergence(early, late, 0.9, **SETTINGS)
+    assert found.high < 0
 
 
-def test_a_sure_but_too_small_lead_is_flagged():
-    tl, kd = [ramp(8)] * 9 + [ramp(9)], [ramp(7)] * 9 + [ramp(8)]
-    found = convergence(tl, kd, 0.9, 20, level=0.05, smallest_epochs=3)
-    assert found.word == "supported" and found.too_small
+def test_runs_stopped_early_are_compared_over_the_epochs_that_all_have():
+    # Six of twelve TL runs stop at epoch 15 a thousandth short of the threshold; of later epochs nothing is known.
+    short = [*ramp(math.inf, 14), 0.899]
+    tl, kd = [short] * 6 + [ramp(14, 20)] * 6, [ramp(14, 20)] * 12
+    found = convergence(tl, kd, 0.9, **SETTINGS)
+    assert found.horizon == 15 and found.tl_reached == 6
+    assert found.gain == 0.5 and found.high <= 15
+    # A run that arrives after the common epochs has not arrived within them; the median still sees that it does.
+    late = convergence([short, ramp(18), ramp(18)], [ramp(14)] * 3, 0.9, **SETTINGS)
+    assert late.tl_reached == 0 and late.tl_mean == 15 and late.tl_median == 18
 
 
 def test_runs_that_never_arrive_are_censored_not_dropped():
-    tl = [ramp(4), ramp(8), ramp(math.inf, 6), ramp(math.inf)]
+    tl = [ramp(4, 10), ramp(8), ramp(math.inf, 10), ramp(math.inf)]
     kd = [ramp(4), ramp(5), ramp(6), ramp(math.inf)]
-    found = convergence(tl, kd, 0.9, 20, **SETTINGS)
-    assert (found.tl_reached, found.tl_kd_reached) == (2, 3)
-    # Kaplan-Meier by hand: 3/4 left after 4, one leaves unseen at 6, then 3/4 x 1/2 = 3/8 after 8.
+    found = convergence(tl, kd, 0.9, **SETTINGS)
+    assert (found.horizon, found.tl_reached, found.tl_kd_reached) == (10, 2, 3)
     assert found.tl_median == 8 and found.tl_kd_median == 5
-    assert found.tl_mean == (4 + 8 + 20 + 20) / 4 and found.tl_kd_mean == (4 + 5 + 6 + 20) / 4
+    assert found.tl_mean == (4 + 8 + 10 + 10) / 4 and found.tl_kd_mean == (4 + 5 + 6 + 10) / 4
     assert (found.tl_kd_first, found.tl_first, found.ties) == (2, 0, 2)
     # Dropping the censored runs instead would have said 6, and hidden that half of them never arrived.
     assert found.tl_mean != np.mean([4, 8])
@@ -80,33 +85,31 @@ def test_kaplan_meier_median_equals_statsmodels():
     random = np.random.default_rng(0)
     epochs, lengths = random.integers(1, 25, 30), random.integers(5, 20, 30)
     curves = [ramp(e, n) for e, n in zip(epochs, lengths, strict=True)]
-    found = convergence(curves, curves, 0.9, 25, **SETTINGS)
+    found = convergence(curves, curves, 0.9, **SETTINGS)
     theirs = SurvfuncRight(np.minimum(epochs, lengths), epochs <= lengths)
     assert found.tl_median == theirs.quantile(0.5)
 
 
 def test_where_nobody_arrives_nothing_is_claimed():
     never = [ramp(math.inf)] * 6
-    found = convergence(never, never, 0.9, 20, **SETTINGS)
-    assert (found.word, found.p_seed, found.p_first, found.tl_median) == ("inconclusive", 1, 1, math.inf)
-    same = [ramp(7)] * 6
-    assert convergence(same, same, 0.9, 20, **SETTINGS).word == "refuted"
+    found = convergence(never, never, 0.9, **SETTINGS)
+    assert (found.tl_reached, found.p_seed, found.p_first, found.tl_median) == (0, 1, 1, math.inf)
 
 
 def test_two_agreeing_seeds_refute_nothing():
     # Epochs are whole numbers: two equal ones do not mean a spread of zero.
-    assert convergence([ramp(7)] * 2, [ramp(7)] * 2, 0.9, 20, **SETTINGS).word == "inconclusive"
-    assert convergence([ramp(7)], [ramp(3)], 0.9, 20, **SETTINGS).word == "inconclusive"
+    assert convergence([ramp(7)] * 2, [ramp(7)] * 2, 0.9, **SETTINGS).high > 1
+    assert math.isnan(convergence([ramp(7)], [ramp(3)], 0.9, **SETTINGS).high)
 
 
-def test_the_word_keeps_its_level():
+def test_interval_and_test_keep_their_level():
     random = np.random.default_rng(1)
     found = []
     for _ in range(200):
         tl, kd = ([ramp(epoch, 100) for epoch in random.integers(5, 95, 8)] for _ in range(2))
-        found.append(convergence(tl, kd, 0.9, 100, **SETTINGS))
+        found.append(convergence(tl, kd, 0.9, **SETTINGS))
     margin = 3 * math.sqrt(0.05 * 0.95 / 200)
-    assert np.mean([result.word == "supported" for result in found]) <= 0.025 + margin
+    assert np.mean([result.low > 0 and result.p_seed < 0.05 for result in found]) <= 0.025 + margin
     assert np.mean([result.p_seed < 0.05 for result in found]) <= 0.05 + margin
 
 
@@ -118,7 +121,7 @@ def test_crossings_skip_ties_and_count_from_one():
 
 @pytest.mark.parametrize("call", [
     lambda: epochs_to([[0.5]], 0.9, horizon=0), lambda: epochs_to([[]], 0.9, horizon=3),
-    lambda: convergence([[0.5]], [[0.5], [0.5]], 0.9, 3, **SETTINGS), lambda: convergence([], [], 0.9, 3, **SETTINGS),
+    lambda: convergence([[0.5]], [[0.5], [0.5]], 0.9, **SETTINGS), lambda: convergence([], [], 0.9, **SETTINGS),
 ])
 def test_bad_input_is_refused(call):
     with pytest.raises(ValueError, match="expected"):

@@ -70,7 +70,8 @@ def test_the_page_says_it_in_plain_words(planted: Path) -> None:
     assert "The teacher helps: TL+KD is better than TL by" in first
     assert "points of test accuracy" in first and "95 % interval" in first and "10 seeds, 400 test images" in first
     assert "given one teacher" in first and "not examined" in first
-    for wanted in ("table 6.1", "table 6.2", "figure 6.1", "figure 6.9", "error decrement", "a processor",
+    for wanted in ("table 6.1", "Precision, recall and F1 of each class",
+                   "table 6.2", "figure 6.1", "figure 6.9", "error decrement", "a processor",
                    "tlkd run planted", "from the cache", "Footnotes", "A <b> & c."):
         assert wanted in rest, wanted
 
@@ -89,9 +90,16 @@ def test_many_classes_chosen_on_the_test_split(tmp_path: Path) -> None:
                       selection="test")
     text = report.write(folder.path).read_text()
     assert "30 more in classes.csv" in text and "30 more in data.csv" in text
+    assert "30 more in per_class.csv" in text
     assert len(pd.read_csv(folder.path / "tables" / "classes.csv")) == 52
     assert re.search(r'class="alarm"[^>]*><p><strong>Chosen on the test split:', text)
     assert "accuracy on the test split (%)" in text
+
+
+def test_a_weak_teacher_is_said_right_under_the_headline(tmp_path: Path) -> None:
+    text = report.write(lay_down(tmp_path / "s", seeds=1, per_class=10, teacher_accuracy=0.5).path).read_text()
+    assert re.search(r'class="headline">[^<]*</p>\s*<p class="beside">The teacher lite1 is no better than', text)
+    assert (tmp_path / "s" / "summary.txt").read_text().splitlines()[1].startswith("The teacher lite1 is no better")
 
 
 def test_nothing_finished_is_a_page_all_the_same(tmp_path: Path) -> None:
@@ -117,6 +125,6 @@ def test_the_summary_stands_in_plain_text_too(tmp_path: Path) -> None:
     folder = lay_down(tmp_path / "study").path
     report.write(folder)
     lines = (folder / "summary.txt").read_text().splitlines()
-    assert lines[0].startswith("The teacher")
+    assert lines[0].startswith("The teacher helps")
     assert [line[:3] for line in lines[1:]] == ["H1 ", "H2 ", "H3 ", "H4 "]
     assert all(line.endswith(("supported", "refuted", "inconclusive", "not examined")) for line in lines[1:])

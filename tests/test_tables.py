@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from study_folders import lay_down
-from tlkd import tables
+from tlkd import sections, tables
 from tlkd.findings import Findings, find
 from tlkd.folder import Predictions, StudyFolder, save_predictions
 
@@ -61,6 +61,17 @@ def test_gains_confusion_and_mcnemar_by_hand(small: tuple[StudyFolder, Findings]
     assert gains.mcnemar_p.tolist() == [0.5, 1.0]  # 2 images against none, 1 against none
     counts = tables.confusion(small[1]).set_index(["arm", "true", "predicted"]).mean_count
     assert counts["tl", "cat", "dog"] == 1.5 and counts["tl_kd", "dog", "cat"] == 1.0
+
+
+def test_classes_by_hand(small: tuple[StudyFolder, Findings]) -> None:
+    frame = tables.per_class(small[1]).set_index(["arm", "class"])
+    assert frame.loc[("tl", "cat"), "precision"] == pytest.approx((3 / 5 + 2 / 3) / 2)
+    assert frame.loc[("tl", "cat"), "recall"] == pytest.approx((3 / 4 + 2 / 4) / 2)
+    assert frame.loc[("tl_kd", "dog"), "f1"] == pytest.approx((2 * 3 / (4 + 3) + 2 * 3 / (4 + 4)) / 2)
+    shown = sections.per_class(small[1], small[1].groups)
+    assert [row[0] for row in shown.rows] == ["cat", "dog"]  # as in figure 6.1
+    assert shown.heads[1:4] == ("TL, precision", "TL, recall", "TL, F1")
+    assert shown.rows[0][1:4] == ("63.3", "62.5", "61.9")
 
 
 def test_thresholds_by_hand(small: tuple[StudyFolder, Findings]) -> None:

@@ -132,7 +132,8 @@ def _gain_axes(axes: Axes, found: Findings, each: Contrast, values: Floats) -> N
     axes.scatter(values, np.arange(len(values)), color=shade, s=26, marker="D", alpha=0.75)
     centre, ends = 100 * verdict.gain, verdict.interval
     if np.isfinite(ends.low):
-        axes.plot([100 * ends.low, 100 * ends.high], [-1.2, -1.2], color=shade, linewidth=2.4, solid_capstyle="butt")
+        axes.plot([max(100 * ends.low, -100), min(100 * ends.high, 100)], [-1.2, -1.2],
+                  color=shade, linewidth=2.4, solid_capstyle="butt")
     axes.plot([centre], [-1.2], marker="D", markersize=8, color=shade, markeredgecolor="white")
     axes.set_xlabel(f"gain in points (dashed: {wording.number(100 * verdict.smallest_gain, 1)})")
 

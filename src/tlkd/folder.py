@@ -203,7 +203,10 @@ class StudyFolder:
         if not path.is_file():
             return []
         with _reading(path):
-            return list(store.read_json(path))
+            found = list(store.read_json(path))
+            for each in found:
+                _demand(each, "stage", "from_cache", "seconds", "bytes")
+            return found
 
     def refuse_other(self, study: Study) -> None:
         """Refuse a folder that holds another study, naming the first key that differs, or no study at all."""
@@ -236,10 +239,14 @@ class StudyFolder:
 def _mapping(path: Path, *keys: str) -> dict[str, Any]:
     with _reading(path):
         found = dict(store.read_json(path).items())
-        missing = [key for key in keys if found.get(key) is None]
-        if missing:
-            raise ValueError(f"lacks {', '.join(missing)}")
+        _demand(found, *keys)
         return found
+
+
+def _demand(found: Mapping[str, Any], *keys: str) -> None:
+    missing = [key for key in keys if found.get(key) is None]
+    if missing:
+        raise ValueError(f"lacks {', '.join(missing)}")
 
 
 def _by_name(study: dict[str, Any]) -> dict[str, Any]:

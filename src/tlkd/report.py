@@ -34,11 +34,11 @@ def write(folder: Path) -> Path:
 
 
 def plain(summary: Summary) -> str:
-    """The summary as plain text: a headline, then a line a hypothesis."""
+    """The summary as plain text: a headline and what stands beside it, then a line a hypothesis."""
     words = {one.number: ", ".join(f"{each.label} {each.word}" for each in one.evidence) or one.word
              for one in summary.statements}
     lines = [f"H{one.number} {one.claim}: {words[one.number]}" for one in summary.statements]
-    return "\n".join([summary.headline, *lines]) + "\n"
+    return "\n".join([summary.headline, *summary.beside, *lines]) + "\n"
 
 
 def page(found: Findings, drawings: Sequence[Drawing]) -> str:

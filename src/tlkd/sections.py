@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from tlkd import tables
-from tlkd.contrasts import Contrast, Group
+from tlkd.contrasts import SAME_AS_TL, Contrast, Group
 from tlkd.findings import Findings
-from tlkd.wording import NONE, count, duration, gain, number, p_cell, percent, size
+from tlkd.wording import NONE, count, duration, ends, gain, number, p_cell, percent, size
 
 NAMES = {"accuracy": "accuracy (%)", "balanced_accuracy": "balanced accuracy (%)", "precision": "precision, macro (%)",
          "recall": "recall, macro (%)", "f1": "F1, macro (%)", "log_loss": "log loss (nats)",
@@ -63,14 +65,18 @@ def _mean_sd(values: Any, nats: bool) -> str:
 
 def verdicts(found: Findings) -> Table:
     """Each contrast on the primary endpoint."""
-    several = len(found.contrasts) > 1
+    several = len(found.tested) > 1
     heads = ("arm", "verdict", "gain (points)", "interval", "p, seeds", "p, images",
              *(("Holm p, seeds", "Holm p, images") if several else ()), "d over seeds", "seeds", "test images")
     rows = []
     for each in found.contrasts:
         one = each.verdict
-        ends = (f"{gain(one.interval.low)} to {gain(one.interval.high)}" if math.isfinite(one.interval.low) else NONE)
-        rows.append((found.label(each), one.word, gain(one.gain), ends, p_cell(one.p_seed),
+        shown = ends(one.interval.low, one.interval.high) if math.isfinite(one.interval.low) else NONE
+        if each.same_as_tl:
+            rows.append((found.label(each), SAME_AS_TL, gain(one.gain), *[NONE] * (len(heads) - 5),
+                         number(one.n_seeds, 0), number(one.n_images, 0)))
+            continue
+        rows.append((found.label(each), one.word, gain(one.gain), shown, p_cell(one.p_seed),
                      p_cell(one.p_image),
                      *((p_cell(one.p_seed_adjusted), p_cell(one.p_image_adjusted)) if several else ()),
                      number(one.effect), number(one.n_seeds, 0), number(one.n_images, 0)))
@@ -117,11 +123,27 @@ def classes(found: Findings, each: Contrast) -> Table:
                   file="classes.csv", totals=2, note=note)
 
 
+def per_class(found: Findings, groups: Sequence[Group]) -> Table:
+    """Precision, recall and F1 of each class for each arm, in the order of figure 6.1."""
+    contrast = next((each for each in found.contrasts if each.condition == groups[0].condition), None)
+    last = groups[-1]
+    order = contrast.confusions.order if contrast is not None else [
+        int(place) for place in np.argsort(-last.per_class["recall"].mean(axis=0), kind="stable")]
+    rows = [(found.classes[place],
+             *(percent(float(values[:, place].mean()), 1) for group in groups for values in group.per_class.values()))
+            for place in order]
+    heads = ("class", *(f"{group.label}, {name}" for group in groups for name in ("precision", "recall", "F1")))
+    by = contrast.label if contrast is not None else last.label
+    note = f"In percent, means over seeds; sorted by recall of {by}. 0 where one is undefined."
+    return _short("Precision, recall and F1 of each class", heads, rows, file="per_class.csv", totals=0, note=note,
+                  longest=2 * SHOWN)
+
+
 def _short(caption: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, file: str, totals: int,
-           note: str) -> Table:
+           note: str, longest: int = LONGEST) -> Table:
     """A table whose middle is left out where it has too many classes."""
     body, last = list(rows[:len(rows) - totals]), rows[len(rows) - totals:]
-    if len(body) > LONGEST:
+    if len(body) > longest:
         left_out = len(body) - 2 * SHOWN
         gap = (f"\N{HORIZONTAL ELLIPSIS} {left_out} more in {file}", *[""] * (len(heads) - 1))
         body = [*body[:SHOWN], gap, *body[-SHOWN:]]
@@ -136,19 +158,20 @@ def thresholds(found: Findings, each: Contrast) -> Table:
     rows = []
     for one in telling:
         mark = "primary" if one is each.speed.primary else ""
-        ends = (f"{number(one.low, 1, sign=True)} to {number(one.high, 1, sign=True)}" if math.isfinite(one.low)
-                else NONE)
+        shown = (f"{number(one.low, 1, sign=True)} to {number(one.high, 1, sign=True)}" if math.isfinite(one.low)
+                 else NONE)
         rows.append((f"{percent(one.threshold, 0)} %", mark, f"{one.tl_reached} of {one.n_seeds}",
                      f"{one.tl_kd_reached} of {one.n_seeds}", _restricted(one.tl_mean, one.tl_reached, one.n_seeds),
                      _restricted(one.tl_kd_mean, one.tl_kd_reached, one.n_seeds),
-                     number(one.tl_median, 1), number(one.tl_kd_median, 1), number(one.gain, 1, sign=True), ends,
+                     number(one.tl_median, 1), number(one.tl_kd_median, 1), number(one.gain, 1, sign=True), shown,
                      p_cell(one.p_seed)))
     tl, kd = each.tl_label, each.label
     heads = ("threshold", "", f"{tl} reached", f"{kd} reached", f"{tl} mean", f"{kd} mean", f"{tl} median",
              f"{kd} median", "earlier by", "interval", "p, seeds")
-    note = (f"Epochs. Means are restricted: a run that never reaches the threshold counts as "
-            f"{found.study.training.epochs}, so the mean is at least (\N{GREATER-THAN OR EQUAL TO}) what is shown. "
-            "Medians are Kaplan-Meier's. Only the primary threshold is tested; the p of the others describe.")
+    note = (f"Within the first {count(each.speed.horizon, 'epoch')} that all runs trained: one that does not reach "
+            f"the threshold in them counts as {each.speed.horizon} in the mean, which is at least "
+            "(\N{GREATER-THAN OR EQUAL TO}) what is shown. Medians are Kaplan-Meier's, over all epochs of each run. "
+            "Only the primary threshold is tested; the p of the others describe.")
     note += " The CSV holds every whole percent that some run reaches."
     return Table("Epochs to each accuracy threshold", heads, tuple(rows), "thresholds.csv", 2, note=note)
 
@@ -243,6 +266,6 @@ def cost(found: Findings) -> Table:
 
 
 def failures(found: Findings) -> Table | None:
-    """Runs that failed or were not finished."""
+    """Teachers and runs that failed, and runs that were not finished."""
     rows = tuple((row["run_id"], row["reason"]) for row in tables.failures(found).to_dict("records"))
-    return Table("Runs that are missing", ("run", "reason"), rows, "failures.csv", 2) if rows else None
+    return Table("What is missing", ("run", "reason"), rows, "failures.csv", 2) if rows else None

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tlkd.contrasts import METRICS, Contrast
+from tlkd.contrasts import METRICS, SAME_AS_TL, Contrast
 from tlkd.findings import Findings
 from tlkd.specs import Study
 
@@ -49,9 +49,9 @@ def verdicts(found: Findings) -> pd.DataFrame:
 
 def _verdict(found: Findings, each: Contrast) -> Row:
     verdict, needed = each.verdict, each.verdict.needed
-    same = ("word", "gain", "p_seed", "p_image", "p_seed_adjusted", "p_image_adjusted", "effect", "contrasts",
+    same = ("gain", "p_seed", "p_image", "p_seed_adjusted", "p_image_adjusted", "effect", "contrasts",
             "smallest_gain", "level", "too_small", "harmful")
-    return {**{name: getattr(verdict, name) for name in same},
+    return {**{name: getattr(verdict, name) for name in same}, "word": SAME_AS_TL if each.same_as_tl else verdict.word,
             **{name: getattr(verdict.interval, name) for name in ("low", "high", "covers", "method")},
             "condition": each.condition, "arm": each.arm.name, "endpoint": found.study.verdict.metric,
             "seeds": verdict.n_seeds, "images": verdict.n_images,
@@ -91,20 +91,11 @@ def classes(found: Findings) -> pd.DataFrame:
 
 
 def per_class(found: Findings) -> pd.DataFrame:
-    """Precision, recall and F1 of each class, from counts summed over an arm's finished seeds."""
-    def rows() -> Iterator[Row]:
-        for group in found.groups:
-            counts = group.confusions.sum(axis=0)
-            hits = np.diag(counts)
-            with np.errstate(invalid="ignore"):
-                precision, recall = (np.where(total > 0, hits / total, np.nan)
-                                     for total in (counts.sum(axis=0), counts.sum(axis=1)))
-                f1 = 2 * hits / (counts.sum(axis=0) + counts.sum(axis=1))
-            for number, name in enumerate(found.classes):
-                yield {"condition": group.condition, "arm": group.arm.name, "class": name,
-                       "precision": float(precision[number]), "recall": float(recall[number]), "f1": float(f1[number])}
-
-    return _frame("condition arm class precision recall f1", rows())
+    """Precision, recall and F1 of each class, means over an arm's finished seeds; 0 where one is undefined."""
+    return _frame("condition arm class precision recall f1", (
+        {"condition": group.condition, "arm": group.arm.name, "class": name,
+         **{metric: float(values[:, number].mean()) for metric, values in group.per_class.items()}}
+        for group in found.groups for number, name in enumerate(found.classes)))
 
 
 def confusion(found: Findings) -> pd.DataFrame:
@@ -125,7 +116,7 @@ def curves(found: Findings) -> pd.DataFrame:
 
 
 def thresholds(found: Findings) -> pd.DataFrame:
-    """How early each threshold is reached: medians are Kaplan-Meier's, means restricted to the epochs trained."""
+    """How early each threshold is reached: medians by Kaplan-Meier, means within the `horizon` all runs trained."""
     same = ("threshold horizon tl_reached tl_kd_reached tl_median tl_kd_median tl_mean tl_kd_mean gain low high p_seed "
             "tl_kd_first tl_first ties p_first")
     return _frame(f"condition arm primary seeds {same}", (
@@ -135,7 +126,7 @@ def thresholds(found: Findings) -> pd.DataFrame:
 
 
 def epochs_to_threshold(found: Findings) -> pd.DataFrame:
-    """The first epoch at which each run reaches each threshold; empty where it never does."""
+    """The first epoch at which each run reaches each threshold; empty where not within the epochs all trained."""
     return _frame("condition arm seed threshold tl_epoch tl_kd_epoch", (
         {"condition": each.condition, "arm": each.arm.name, "seed": seed, "threshold": one.threshold,
          "tl_epoch": _finite(tl), "tl_kd_epoch": _finite(kd)}
@@ -200,8 +191,9 @@ def cost(found: Findings) -> pd.DataFrame:
 
 
 def failures(found: Findings) -> pd.DataFrame:
-    """Runs that failed, and why; runs that were never finished."""
-    rows = [{"run_id": name, "reason": why} for name, why in found.failures.items()]
+    """Teachers and runs that failed, and why; runs that were never finished."""
+    rows = [{"run_id": f"teacher {name}", "reason": why} for name, why in found.teacher_failures.items()]
+    rows += [{"run_id": name, "reason": why} for name, why in found.failures.items()]
     return _frame("run_id reason", [*rows, *({"run_id": name, "reason": "not finished"} for name in found.unfinished)])
 
 

@@ -30,6 +30,11 @@ def gain(fraction: float, digits: int = 2) -> str:
     return number(100 * fraction, digits, sign=True)
 
 
+def ends(low: float, high: float, digits: int = 2, between: str = " to ") -> str:
+    """An interval of a difference of fractions in points, no wider than such a difference can be."""
+    return f"{gain(max(low, -1.0), digits)}{between}{gain(min(high, 1.0), digits)}"
+
+
 def digits_for(low: float, high: float) -> int:
     """How many decimals an interval of fractions deserves when it is written in points."""
     width = 100 * (high - low)
