@@ -1,4 +1,4 @@
-"""Run the benchmarks, all or those named, each in a process of its own; keep results.json and write RESULTS.md from it."""
+"""Run the benchmarks, all or those named, each in a process of its own; keep results.json, write RESULTS.md from it."""
 
 import json
 import statistics
@@ -16,8 +16,8 @@ HERE = Path(__file__).parent
 SCRIPTS = ("bank_building", "training_step", "head_only", "whole_study")
 INTRODUCTION = """# Benchmarks
 
-Written by `make benchmarks`. Each figure is a ratio of times taken in one process, the two sides interleaved; medians, with
-the least and the greatest. A range much wider than its median's distance from the goal says that the machine was shared.
+Written by `make benchmarks`. Each figure is a ratio of times taken in one process, the two sides interleaved; medians,
+with the least and the greatest. A range much wider than the median's distance from 1 says that the machine was shared.
 """
 
 
@@ -27,7 +27,8 @@ def measure(name: str) -> dict[str, Any]:
     print(done.stdout, flush=True)
     lines = [line.removeprefix("ROW ") for line in done.stdout.splitlines() if line.startswith("ROW ")]
     machine, installed = hardware(torch.device("cpu")), versions()
-    return {"rows": [json.loads(line) for line in lines], "day": f"{datetime.now(UTC):%Y-%m-%d}", "commit": git_commit(),
+    return {"rows": [json.loads(line) for line in lines], "day": f"{datetime.now(UTC):%Y-%m-%d}",
+            "commit": git_commit(),
             "machine": f"{machine['processor']}, {machine['cores']} cores, {machine.get('memory_gib')} GiB, "
                        f"torch {installed['torch']}, Python {installed['python']}"}
 
@@ -45,7 +46,8 @@ def page(results: dict[str, Any]) -> str:
             continue
         found = results[name]
         text += [f"## `{name}.py`", "", f"{found['day']}, commit {found['commit']}, {found['machine']}.", "",
-                 "| ratio | median | range | repeats | goal | met | setting |", "| --- | --- | --- | --- | --- | --- | --- |"]
+                 "| ratio | median | range | repeats | goal | met | setting |",
+                 "| --- | --- | --- | --- | --- | --- | --- |"]
         for row in found["rows"]:
             ratios, middle = row["ratios"], statistics.median(row["ratios"])
             text.append(f"| {row['what']} | {middle:.3f} | {min(ratios):.3f} to {max(ratios):.3f} | {len(ratios)} | "
