@@ -15,10 +15,10 @@ from tlkd.provenance import git_commit, hardware, versions
 HERE = Path(__file__).parent
 SCRIPTS = ("bank_building", "training_step", "head_only", "whole_study")
 NOTES = {
-    "bank_building": "What a bank costs beside the network is the views: resizing 32-pixel images to 96 and mirroring half "
-                     "of them, about a tenth of EfficientNet-lite0's forward pass; so it misses its goal there.",
-    "whole_study": "The live loop's two epochs are timed after each study, minutes apart; the ratios are widest where the "
-                   "machine's speed changed in between.",
+    "bank_building": "What a bank costs beside the network is the views: resizing 32-pixel images to 96 and mirroring "
+                     "half of them, about a tenth of EfficientNet-lite0's forward pass; so it misses its goal there.",
+    "whole_study": "The live loop's two epochs are timed after each study, minutes apart; the ratios are widest where "
+                   "the machine's speed changed in between.",
 }
 INTRODUCTION = """# Benchmarks
 
