@@ -305,3 +305,8 @@ def test_a_study_without_teachers_has_none(tmp_path: Path) -> None:
     folder.prepare(validate(raw, "x"), PROVENANCE)
     assert folder.teacher_of(folder.runs()[0]) is None
     assert folder.teachers() == {}
+
+
+def test_a_name_too_long_is_answered_with_one_line() -> None:
+    with pytest.raises(BadInput, match=r"^a{77}\.\.\.: file name too long; choose another folder$"):
+        StudyFolder(Path("a" * 300))

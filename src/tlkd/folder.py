@@ -79,6 +79,11 @@ class StudyFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        try:
+            path.exists()
+        except OSError as error:  # a name too long, a folder that may not be entered
+            shown = str(path) if len(str(path)) <= 80 else f"{str(path)[:77]}..."
+            raise BadInput(f"{shown}: {(error.strerror or 'cannot be opened').lower()}; choose another folder") from None
 
     def run_path(self, run: Run) -> Path:
         """Where a finished run lies."""
@@ -230,6 +235,11 @@ class StudyFolder:
         self.refuse_other(study)
         if (self.path / "study.yaml").is_file() and self.study == study:
             return
+        try:
+            with store.guard_disk(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError:  # what some virtual file systems answer
+            raise BadInput(f"{self.path}: cannot be made; choose another --out") from None
         text = dump_yaml({**study.model_dump(mode="json"), "provenance": dict(provenance)})
         store.replace_text(self.path / "study.yaml", text)
         self.__dict__.pop("_file", None)
