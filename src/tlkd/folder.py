@@ -83,7 +83,8 @@ class StudyFolder:
             path.exists()
         except OSError as error:  # a name too long, a folder that may not be entered
             shown = str(path) if len(str(path)) <= 80 else f"{str(path)[:77]}..."
-            raise BadInput(f"{shown}: {(error.strerror or 'cannot be opened').lower()}; choose another folder") from None
+            said = (error.strerror or "cannot be opened").lower()
+            raise BadInput(f"{shown}: {said}; choose another folder") from None
 
     def run_path(self, run: Run) -> Path:
         """Where a finished run lies."""
