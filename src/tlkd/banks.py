@@ -15,7 +15,7 @@ from torch import Tensor
 from tlkd import progress, store
 from tlkd.batches import Pixels, Source, chunks
 
-VERSION = 1
+VERSION = 2
 BATCH = {"cpu": 64, "cuda": 512}
 
 

@@ -22,7 +22,7 @@ from tlkd.specs import Study, Teacher
 from tlkd.training import Fit
 from tlkd.workshop import Workshop, counted, input_spec, inputs_of, learner, network_for, pixels, train, write_result
 
-VERSION = 1  # of what a teacher or a run is; a change that alters results raises it
+VERSION = 2  # of what a teacher or a run is; a change that alters results raises it
 
 
 Made = TypeVar("Made")
