@@ -15,10 +15,10 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
-from tlkd import images, seeding, sources, store
+from tlkd import images, seeding, shapes, sources, store
 from tlkd.errors import BadInput
 from tlkd.progress import track
-from tlkd.specs import Data, canonical_hash
+from tlkd.specs import Data, Shapes, canonical_hash
 
 VERSION = 1
 CHUNK = 1024  # samples: what is submitted, copied and hashed at a time
@@ -59,6 +59,14 @@ def open_dataset(data: Data, size: int, cache: Path) -> Dataset:
         card={"source": data.source, **stored["card"]})
 
 
+def originals(data: Data, cache: Path) -> sources.Samples:
+    """The samples of a study's source as it holds them, all of them and at their native size.
+
+    An archive is unpacked into the cache when it is not there yet. Raises `BadInput` as `open_dataset` does.
+    """
+    return _source(data, cache)[1]()
+
+
 def channel_statistics(dataset: Dataset) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and standard deviation of each channel over all pixels of the train split, in [0, 1].
 
@@ -87,6 +95,9 @@ def _source(data: Data, cache: Path) -> tuple[str, Callable[[], sources.Samples]
     kind, _, rest = data.source.partition(":")
     if kind == "mnist5k":
         return sources.mnist5k_file()[1], sources.mnist5k
+    if kind == "shapes":
+        samples = _painted(data.shapes or Shapes(), data.data_seed)
+        return samples.fingerprint, lambda: samples
     if kind == "folder":
         path = Path(rest).expanduser()
         if path.is_file():
@@ -100,6 +111,14 @@ def _source(data: Data, cache: Path) -> tuple[str, Callable[[], sources.Samples]
         root = Path(data.root).expanduser() if data.root is not None else cache / "downloads"
         samples = sources.torchvision(rest or "CIFAR10", root, data.source)
     return samples.fingerprint, lambda: samples
+
+
+def _painted(settings: Shapes, data_seed: int) -> sources.Samples:
+    """The generated scenes as a source; each is painted when it is asked for."""
+    listed = shapes.samples(settings, data_seed)
+    return sources.Samples(classes=shapes.CLASSES, ids=listed.ids, labels=listed.labels, held_out=listed.held_out,
+                           fetch=lambda index: shapes.render(listed.ids[index], settings, data_seed),
+                           fingerprint=listed.fingerprint, notes=listed.notes, side=settings.size)
 
 
 def _unpacked(archive: Path, fingerprint: str, name: str, cache: Path) -> sources.Samples:
@@ -226,6 +245,9 @@ def _in_threads(work: Callable[[int], Result], count: int, pool: ThreadPoolExecu
 def _stored_side(samples: sources.Samples, order: NDArray[np.int64], fit: images.Fit, size: int,
                  pool: ThreadPoolExecutor) -> int:
     """The side to store, in pixels: no larger than asked for, nor than the largest image fills."""
+    if samples.side is not None:
+        return min(size, samples.side)
+
     def fitted(row: int) -> int:
         try:
             return images.fitted_side(images.native_sides(samples.fetch(int(order[row]))), fit)

@@ -37,6 +37,7 @@ class Samples:
     fetch: Callable[[int], Path | Image.Image]  # from several threads at once
     fingerprint: str  # changes when a file does
     notes: tuple[str, ...] = ()
+    side: int | None = None  # of every image, which is square; None where they must be looked at
 
 
 def mnist5k_file() -> tuple[Path, str]:
@@ -62,7 +63,7 @@ def mnist5k() -> Samples:
 
     return Samples(classes=tuple(str(digit) for digit in range(10)),
                    ids=tuple(f"mnist5k/{index:05d}" for index in range(len(labels))), labels=labels, held_out=None,
-                   fetch=fetch, fingerprint=fingerprint)
+                   fetch=fetch, fingerprint=fingerprint, side=28)
 
 
 def folder(path: Path, name: str) -> Samples:
