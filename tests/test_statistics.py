@@ -158,6 +158,15 @@ def test_the_image_test_never_says_zero():
     assert image_permutation(np.full((1, 500), 0.5)) == 1 / 100_000
 
 
+def test_sums_that_are_not_whole_are_enumerated_for_few_images_and_drawn_for_many():
+    few = np.random.default_rng(8).normal(0.05, 0.1, (3, 12))
+    assert image_permutation(few) == sign_flip(few.sum(axis=0)) == pytest.approx(literal_flips(few.sum(axis=0)))
+    many = np.random.default_rng(9).normal(0.01, 0.1, (3, 60))
+    signs = np.random.default_rng(0).choice([-1, 1], (100_000, 60))
+    p = np.mean(np.abs(signs @ many.sum(axis=0)) >= abs(many.sum()))
+    assert image_permutation(many) == pytest.approx(p, abs=0.006) and 0.01 < p < 0.9
+
+
 def test_balanced_weights_go_the_monte_carlo_way_and_agree_with_the_exact_one():
     differences = images(np.random.default_rng(5), 4, 300, (0.10, 0.06))
     assert image_permutation(differences * 0.37) == pytest.approx(image_permutation(differences), abs=0.006)
@@ -368,3 +377,11 @@ def test_the_verdict_keeps_its_level_and_has_power(quick):
 def test_bad_input_is_refused(call):
     with pytest.raises(ValueError, match="expected"):
         call()
+
+
+def test_few_images_are_not_resampled():
+    table = np.random.default_rng(0).normal(0, 1, (12, 9))
+    found = interval(table, 0.05)
+    assert (found.low, found.high) == t_interval(table.mean(axis=1), 0.05)
+    assert found.covers == "seeds, on this one test set"
+    assert interval(np.ones((12, 10)), 0.05).covers == "seeds and test images"

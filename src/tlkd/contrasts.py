@@ -154,7 +154,7 @@ def contrast_all(study: Study, groups: Sequence[Group], labels: Ints) -> tuple[C
              if group.arm.kind != "tl" and group.condition in tls and _both(tls[group.condition], group)]
     weights = image_weights(labels, study.verdict.metric)
     tables = {(group.arm.name, group.condition): _differences(tl, group, weights) for tl, group in pairs}
-    verdicts = _verdicts(study, tables)
+    verdicts = judge(study, tables, study.verdict.smallest_gain)
     speeds = _speeds(study, pairs)
     return tuple(_contrast(tl, group, verdicts[key], tables[key], speeds[key], same_as_tl(study, group.arm))
                  for (tl, group), key in zip(pairs, tables, strict=True))
@@ -183,8 +183,13 @@ def _differences(tl: Group, group: Group, weights: Floats) -> Floats:
     return np.asarray(both * weights, np.float64)
 
 
-def _verdicts(study: Study, tables: Mapping[tuple[str, str], Floats]) -> dict[tuple[str, str], statistics.Verdict]:
-    """One family over arm x condition; each contrast is given one teacher unless its teacher is fitted per seed."""
+def judge(study: Study, tables: Mapping[tuple[str, str], Floats],
+          smallest: float) -> dict[tuple[str, str], statistics.Verdict]:
+    """A verdict for each (arm, condition) on its differences `[seed, image]`; `smallest` is the gain that matters.
+
+    One family over arm x condition, but for the arms that are equal to TL by construction; each contrast is given one
+    teacher unless its teacher is fitted per seed.
+    """
     arms = {arm.name: arm for arm in study.arms}
     given = {key: "" if study.teachers[teacher].per_seed else "one teacher"
              for key in tables for teacher in [arms[key[0]].teacher] if teacher is not None}
@@ -192,7 +197,7 @@ def _verdicts(study: Study, tables: Mapping[tuple[str, str], Floats]) -> dict[tu
     found = {}
     for family in ([key for key in tables if key[0] not in arms_same], [key for key in tables if key[0] in arms_same]):
         names = {"/".join(key): tables[key] for key in family}
-        judged = {words: statistics.verdicts(names, study.verdict.smallest_gain, study.verdict.level, words)
+        judged = {words: statistics.verdicts(names, smallest, study.verdict.level, words)
                   for words in {given.get(key, "") for key in family}}
         found.update({key: judged[given.get(key, "")]["/".join(key)] for key in family})
     return found
