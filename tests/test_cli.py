@@ -16,7 +16,7 @@ from sealed_folders import lay_down, small_raw
 from tlkd import cli
 from tlkd.reading import dump_yaml, packaged_studies, parse_yaml, validate
 
-COMMANDS = ["run", "studies", "status", "report", "verify", "models", "doctor"]
+COMMANDS = ["run", "studies", "status", "report", "verify", "explain", "regions", "models", "doctor"]
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -146,7 +146,7 @@ def test_a_command_imports_what_it_needs_and_no_more() -> None:
     ("run quickstart --set training.epochs=0", "training.epochs: found 0; allowed: greater than or equal to 1"),
     ("run quickstart --set arms.tl_kd.teacher=x", "no teacher is called 'x'; allowed: lite1"),
     ("run quickstart --set training", "--set training: expected KEY.PATH=VALUE"),
-    ("run quickstart --set explanation={}", "not built yet"),
+    ("run quickstart --set grid={}", "not built yet"),
     ("run quickstart --device tpu", "--device: found 'tpu'; allowed: auto, cpu, cuda"),
     ("run quickstart --set data.source=folder:nowhere", "nowhere"),
     ("studies cifar", "cifar: no packaged study is called so; did you mean 'cifar10' or 'cifar10-finetune'?; allowed"),

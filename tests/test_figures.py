@@ -30,7 +30,7 @@ def test_drawn_again_the_bytes_are_the_same(tmp_path: Path, drawings: dict[str, 
     found = find(lay_down(tmp_path / "s", seeds=3, per_class=10))
     for name, make in (("difference_tl_kd_clean", lambda: figures.difference(found, found.contrasts[0])),
                        ("convergence_clean", lambda: figures.convergence(found, found.groups))):
-        again, before = figures._save(name, drawings[name].alt, make), drawings[name]
+        again, before = figures.render(name, drawings[name].alt, make), drawings[name]
         assert again.svg == before.svg and again.png == before.png
 
 
@@ -45,10 +45,10 @@ def test_few_classes_have_numbers_and_many_have_none(tmp_path: Path, drawings: d
     assert "automobile" in drawings["confusion_tl_kd_clean"].svg
     many = tuple(f"class{number}" for number in range(60))
     found = find(lay_down(tmp_path / "s", seeds=1, classes=many, per_class=3))
-    svg = figures._save("many", "", lambda: figures.confusion(found, found.contrasts[0])).svg
+    svg = figures.render("many", "", lambda: figures.confusion(found, found.contrasts[0])).svg
     assert "class1" not in svg and svg.count("<text") < 10 and "60 classes" in svg
     few = find(lay_down(tmp_path / "t", seeds=1, classes=("$a_b$", "<i>&"), per_class=10))
-    svg = figures._save("few", "", lambda: figures.confusion(few, few.contrasts[0])).svg
+    svg = figures.render("few", "", lambda: figures.confusion(few, few.contrasts[0])).svg
     ElementTree.fromstring(svg)
     assert "$a_b$" in svg and "&lt;i&gt;&amp;" in svg
 

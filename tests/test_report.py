@@ -7,10 +7,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from explained_folders import write_explanations
 from study_folders import lay_down
 from tlkd import report
 from tlkd.errors import BadInput
 
+MASKED = {"data": {"source": "folder:somewhere", "augment": [], "masks": "masks.json"}, "explanation": {}}
 NASTY = ('<script>alert("x")</script> & co', "cat")
 
 
@@ -128,3 +130,64 @@ def test_the_summary_stands_in_plain_text_too(tmp_path: Path) -> None:
     assert lines[0].startswith("The teacher helps")
     assert [line[:3] for line in lines[1:]] == ["H1 ", "H2 ", "H3 ", "H4 "]
     assert all(line.endswith(("supported", "refuted", "inconclusive", "not examined")) for line in lines[1:])
+
+
+@pytest.fixture(scope="module")
+def explained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = lay_down(tmp_path_factory.mktemp("explained"), classes=(*NASTY, "dog"), per_class=8, seeds=2, epochs=3,
+                      **MASKED)
+    write_explanations(folder.path, images=12, masked=12, pictures=6, side=16)
+    return report.write(folder.path)
+
+
+def test_explanations_stand_on_the_page_and_in_the_folder(explained: Path) -> None:
+    tables = {path.stem for path in (explained.parent / "tables").glob("*.csv")}
+    assert len(tables) == 24 and {"contributions", "contributions_again", "regions", "foreground_images"} <= tables
+    drawn = {path.stem for path in (explained.parent / "figures").glob("*.svg")}
+    assert {"foreground_tl_kd_clean", "winners_clean", "contributions_clean_1", "violins_clean", "masks",
+            "masks_again"} <= drawn
+    words = " ".join(" ".join(Page(explained.read_text()).words).split())
+    for wanted in ("figure 5.4", "figures 6.2 to 6.5", "figure 6.6", "figure 6.7", "figure 6.8", "table 6.3",
+                   "table 6.4", "observations 1 to 5", "Where the attribution lies", "spread evenly",
+                   "networks of seed 0", "each channel's value by its own sign (channel)", "Deep SHAP",
+                   "two scales", "ends at the 99th"):
+        assert wanted in words, wanted
+
+
+def test_a_page_with_pictures_refers_to_nothing_outside_of_itself(explained: Path) -> None:
+    text = explained.read_text()
+    page = Page(text)
+    assert "script" not in page.tags and "img" not in page.tags and "link" not in page.tags
+    assert all(target.startswith(("#", "data:image/png;base64,")) for target in page.targets)
+    assert sum(target.startswith("data:") for target in page.targets) > 50
+    assert len(page.ids) == len(set(page.ids))
+    wanted = {target[1:] for target in page.targets if target.startswith("#")}
+    assert wanted | set(re.findall(r"url\(#([^)]*)\)", text)) <= set(page.ids)
+
+
+def test_shapes_say_what_is_known_of_their_backgrounds(tmp_path: Path) -> None:
+    folder = lay_down(tmp_path / "s", classes=("cat", "dog"), per_class=4, seeds=1, epochs=2, explanation={},
+                      data={"source": "shapes", "masks": "exact", "augment": []})
+    write_explanations(folder.path, images=8, masked=8, pictures=0, side=8)
+    card = folder.path / "data.json"
+    card.write_text(card.read_text().replace("a note on the data", "shapes: the background is <the class's own>"))
+    text = report.write(folder.path).read_text()
+    known = text[text.index('id="explanations"'):].partition("foreground_tl_kd_clean")[0]
+    assert "What is known of the scenes.</strong> the background is &lt;the class&#39;s own&gt;." in known
+
+
+def test_no_masks_leave_the_pictures(tmp_path: Path) -> None:
+    folder = lay_down(tmp_path / "s", classes=("cat", "dog"), per_class=4, seeds=1, epochs=2, explanation={"images": 2})
+    write_explanations(folder.path, images=8, masked=0, uncertain=0, pictures=2, side=8)
+    text = report.write(folder.path).read_text()
+    assert "There are no masks" in text and 'id="winners_clean"' in text and "table 6.3" not in text
+    assert "no masks: nothing says what the foreground is" in text
+
+
+def test_only_one_arm_explained_or_only_a_teacher(tmp_path: Path) -> None:
+    for name, missing in (("one", ("tl-clean-0",)), ("teacher", ("tl-clean-0", "tl_kd-clean-0"))):
+        folder = lay_down(tmp_path / name, classes=("cat", "dog"), per_class=4, seeds=1, epochs=2, **MASKED)
+        write_explanations(folder.path, images=8, masked=7, pictures=2, side=8, missing=missing)
+        text = report.write(folder.path).read_text()
+        assert "Where the attribution lies" in text and "no seed is explained in both arms" in text
+        assert ('id="winners_clean"' in text) == (name == "one")

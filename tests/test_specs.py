@@ -156,9 +156,8 @@ def test_only_the_teachers_that_an_arm_names_are_used() -> None:
 
 
 @pytest.mark.parametrize("assignment", [
-    "grid={arms.kd.temperature: [1, 4]}", "exclude=[{}]", "robustness={}", "explanation={images: 100}",
-    "data.source=shapes", "data.augment=[shift]", "data.augment=['shift:2']", "data.masks=folder:masks",
-    "arms.tl.kind=label_smoothing", "arms.tl.kind=tl_kd_shuffled", "arms.tl.kind=self",
+    "grid={arms.kd.temperature: [1, 4]}", "exclude=[{}]", "robustness={}", "data.augment=[shift]",
+    "data.augment=['shift:2']", "arms.tl.kind=label_smoothing", "arms.tl.kind=tl_kd_shuffled", "arms.tl.kind=self",
     "teachers.big.trained_on=condition", "teachers.big.labels=clean_view",
     "conditions=[{name: few, train_fraction: 0.1}]", "conditions=[{name: clean, label_noise: 0.2}]",
     "conditions=[{name: clean}, {name: noisy}]",
@@ -175,6 +174,38 @@ def test_the_control_arm_of_the_design_is_refused(tmp_path: Path) -> None:
     said = said_of_file(tmp_path / "a.yaml", DESIGN.replace("conditions:", control).encode())
     assert "arms.smooth.kind: found 'label_smoothing'" in said
     assert "not built yet; allowed: tl, tl_kd" in said
+
+
+# --- explanations and masks -------------------------------------------------------------------------------------------
+
+
+def test_an_explanation_has_defaults() -> None:
+    found = study("explanation={}").explanation
+    assert found is not None
+    assert (found.explainer, found.output, found.images, found.seeds, found.signs) == (
+        "deep_shap", "logit", None, "all", "channel")
+    assert (found.background.kind, found.background.size, found.pictures, found.teachers) == ("random", 20, 2, True)
+
+
+@pytest.mark.parametrize(("assignment", "said"), [
+    ("explanation={images: masks}", "explanation.images: 'masks' needs data.masks; allowed without: a number"),
+    ("explanation={images: 0}", "explanation.images"),
+    ("explanation={explainer: lime}", "explanation.explainer: found 'lime'; allowed"),
+    ("explanation={background: {size: 0}}", "explanation.background.size: found 0"),
+    ("explanation={background: {kind: white}}", "explanation.background.kind: found 'white'; allowed"),
+    ("explanation={image: 3}", "explanation.image: unknown key; did you mean 'images'?"),
+    ("data.masks=exact", "masks: 'exact' are of another source than"),
+    ("data.masks=strokes:2", "strokes:THRESHOLD with 0 < THRESHOLD <"),
+    ("data.shapes={size: 64}", "shapes: these are settings of the source shapes"),
+])
+def test_bad_explanations_and_masks_are_refused(assignment: str, said: str) -> None:
+    assert said in refusal(assignment)
+
+
+def test_masks_of_a_source_of_its_own_are_taken() -> None:
+    assert study("data.source=shapes", "data.masks=exact").data.masks == "exact"
+    assert study("data.source=mnist5k", "data.masks=strokes:0.3").data.masks == "strokes:0.3"
+    assert study("data.masks=outlines.json").data.masks == "outlines.json"
 
 
 # --- unknown keys -----------------------------------------------------------------------------------------------------

@@ -23,3 +23,8 @@ def test_p_counts_and_lists() -> None:
 
 def test_narrow_intervals_get_more_decimals() -> None:
     assert (wording.digits_for(0.001, 0.003), wording.digits_for(0, 0.02), wording.digits_for(math.nan, 1)) == (2, 1, 1)
+
+
+def test_numbers_of_one_size_share_their_decimals() -> None:
+    assert [wording.decimals(values) for values in ([0.0123, -4.5], [12345.0], [0.00123], [], [0.0], [math.nan, 1.0])
+            ] == [2, 0, 5, 0, 0, 2]

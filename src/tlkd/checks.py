@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from tlkd import evaluation, store
+from tlkd import evaluation, explained, regions, store
 from tlkd.errors import BadInput
 from tlkd.folder import RESULT_COLUMNS, Run, StudyFolder, load_predictions
 
+ENDPOINT = "positive_share"
+ROUNDING = 1e-6  # of the attributions' sizes: stored in float32, their sum is not exact
 TOLERANCE = 1e-9  # results are recomputed from the same stored numbers, so only the reading of decimals can differ
 
 
@@ -16,7 +18,8 @@ def verify(path: Path) -> tuple[int, list[str]]:
     """Check every finished run of a study: (number of runs checked, problems, one line each).
 
     Files against the checksums of their manifests, metrics against the stored predictions, `results.csv` against both,
-    teachers' metrics against theirs. Raises BadInput where no study lies, or where it has no results yet.
+    teachers' metrics against theirs; attributions against the outputs that they sum to, regions against attributions
+    and masks. Raises BadInput where no study lies, or where it has no results yet.
     """
     folder = StudyFolder(path)
     finished = folder.finished()
@@ -29,7 +32,35 @@ def verify(path: Path) -> tuple[int, list[str]]:
         problems += [f"teachers/{path.name}/{line}" for path in paths for line in _metric_problems(path)]
         if not paths:
             problems.append(f"teachers/{name}: is not there")
+    for who in [*(run.run_id for run in folder.finished()), *explained.explained_teachers(folder).values()]:
+        if explained.there(folder, who):
+            problems += [f"explanations/{who}/{line}" for line in _explanation_problems(folder, who)]
     return len(finished), problems
+
+
+def _explanation_problems(folder: StudyFolder, who: str) -> list[str]:
+    """Whether attributions sum to what they say, and regions are what attributions and masks give."""
+    problems = _damage(explained.place(folder, who))
+    if problems:
+        return problems
+    try:
+        found, images = explained.load(folder, who), explained.load_images(folder)
+        spec = folder.study.explanation
+        missed = np.abs(found.values.sum((1, 2, 3), dtype=np.float64) + found.expected - found.output - found.residual)
+        allowed = ROUNDING * np.maximum(1, np.abs(found.values).sum((1, 2, 3)))
+        problems += [f"attributions.npz: {name} does not sum to its output: off by {off:.3g}"
+                     for name, off in zip(found.sample_ids[missed > allowed], missed[missed > allowed], strict=True)]
+        if spec is not None and images.masked.any() and found.values.shape[2:] == images.masks.shape[1:]:
+            table = explained.regions(folder, who).set_index("sample_id")
+            ids, masked = found.sample_ids[images.masked], images.masked
+            again = regions.measure(found.values[masked], images.masks[masked], spec.signs)
+            stored = table[ENDPOINT].loc[ids.tolist()].to_numpy(np.float64)
+            off = ~np.isclose(stored, again[ENDPOINT], rtol=0, atol=TOLERANCE, equal_nan=True)
+            problems += [f"regions.csv: {ENDPOINT} of {name} is {was}, its attributions and mask give {now}"
+                         for name, was, now in zip(ids[off], stored[off], again[ENDPOINT][off], strict=True)]
+    except (BadInput, ValueError, KeyError, IndexError) as error:
+        problems.append(f"cannot be checked ({type(error).__name__}: {error})")
+    return problems
 
 
 def _rows(folder: StudyFolder, finished: list[str]) -> tuple[dict[str, dict[Any, Any]], list[str]]:
@@ -64,11 +95,16 @@ def _row_problems(folder: StudyFolder, run: Run, row: dict[Any, Any]) -> list[st
 
 def _run_problems(folder: StudyFolder, run: Run) -> list[str]:
     path = folder.run_path(run)
+    return _damage(path) or _metric_problems(path)
+
+
+def _damage(path: Path) -> list[str]:
+    """The files of an artifact that do not have their checksums."""
     try:
         bad = store.damaged(path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{store.MANIFEST}: cannot be read ({type(error).__name__}: {error})"]
-    return [f"{name}: missing, or not what its checksum says" for name in bad] or _metric_problems(path)
+    return [f"{name}: missing, or not what its checksum says" for name in bad]
 
 
 def _metric_problems(path: Path) -> list[str]:

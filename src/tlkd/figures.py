@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from tlkd import wording
 from tlkd.contrasts import Contrast, Floats, Group
-from tlkd.findings import Findings
+from tlkd.findings import Findings, arm_label
 
 BLUE = "#0072B2"
 WARM = ("#D55E00", "#E69F00", "#CC79A7", "#882255", "#AA4499", "#999933")
@@ -38,6 +38,9 @@ STYLE: Any = {
 }
 
 
+Maker = tuple[str, str, Callable[[], Figure]]  # a figure's name, what it shows in words, and what draws it
+
+
 @dataclass(frozen=True)
 class Drawing:
     """A figure as both files, with what it shows in words for those who cannot see it."""
@@ -50,7 +53,7 @@ class Drawing:
 
 def draw(found: Findings) -> list[Drawing]:
     """All figures for which the study has results."""
-    makers: list[tuple[str, str, Callable[[], Figure]]] = []
+    makers: list[Maker] = []
     for condition in [each.name for each in found.study.conditions]:
         groups = [group for group in found.groups if group.condition == condition]
         if groups:
@@ -69,7 +72,7 @@ def draw(found: Findings) -> list[Drawing]:
                     partial(confusion, found, each)),
                    (f"difference_{name}", f"Confusion matrix of {each.label} minus that of {each.tl_label}",
                     partial(difference, found, each))]
-    return [_save(name, alt, make) for name, alt, make in makers]
+    return [render(*each) for each in makers]
 
 
 def colour(found: Findings, arm: str) -> str:
@@ -78,13 +81,20 @@ def colour(found: Findings, arm: str) -> str:
     return WARM[others.index(arm) % len(WARM)] if arm in others else BLUE
 
 
-def _save(name: str, alt: str, make: Callable[[], Figure]) -> Drawing:
+def label(found: Findings, arm: str) -> str:
+    """What readers call an arm, by its name."""
+    return next(arm_label(found.study, each) for each in found.study.arms if each.name == arm)
+
+
+def render(name: str, alt: str, make: Callable[[], Figure]) -> Drawing:
+    """Draw a figure as both files, the same bytes each time."""
     with mpl.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a script DejaVu lacks; the SVG shows it
         figure = make()
         FigureCanvasAgg(figure)
-        figure.draw_without_rendering()
-        figure.set_layout_engine(None)  # laid out once, for both files
+        if figure.get_layout_engine() is not None:
+            figure.draw_without_rendering()
+            figure.set_layout_engine(None)  # laid out once, for both files
         svg, png = io.StringIO(), io.BytesIO()
         figure.savefig(svg, format="svg", metadata={"Date": None})
         figure.savefig(png, format="png", metadata={"Software": None})

@@ -5,16 +5,18 @@ arm is the better. Only what the study's folder holds is read, and torch is not 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from tlkd import evaluation
+from tlkd import album, evaluation, foreground
+from tlkd.album import Overview
 from tlkd.contrasts import METRICS, Contrast, Floats, Group, Ints, contrast_all, tl_arm
 from tlkd.errors import BadInput
 from tlkd.evaluation import Reliability
 from tlkd.folder import Predictions, Run, StudyFolder, load_predictions
+from tlkd.foreground import Explanations, Foreground
 from tlkd.specs import Arm, Study, Teacher
 
 Fits = Mapping[str, Mapping[int | None, Predictions]]  # teacher -> seed, None for a teacher of all seeds -> predictions
@@ -62,6 +64,9 @@ class Findings:
     teacher_failures: Mapping[str, str]
     unfinished: tuple[str, ...]
     stages: tuple[Mapping[str, Any], ...]
+    explanations: Explanations | None = None  # hypothesis 2, None where nothing is explained
+    overview: Overview | None = None  # and the facts of what was
+    explanation_failures: Mapping[str, str] = field(default_factory=dict)  # network -> why
 
     @property
     def tl(self) -> Arm | None:
@@ -90,6 +95,19 @@ class Findings:
         """A contrast's arm as readers call it, with its condition where the study has several."""
         return each.label if len(self.study.conditions) == 1 else f"{each.label}, {each.condition}"
 
+    def foreground(self, each: Contrast) -> Foreground | None:
+        """What attributions say of a contrast; None where nothing was explained, or nothing of it has a mask."""
+        if self.explanations is None or self.explanations.n_images == 0:
+            return None
+        return self.explanations.foreground(each.arm.name, each.condition)
+
+    def word(self, each: Contrast) -> str:
+        """Hypothesis 1's verdict: metrics, confusion and, where it was examined, attribution must agree."""
+        attends = self.foreground(each)
+        if each.word == "supported" and attends is not None and attends.word != "supported":
+            return "inconclusive"
+        return each.word
+
     def group(self, arm: str, condition: str) -> Group | None:
         """The finished runs of an arm under a condition, if there are any."""
         return next((each for each in self.groups if (each.arm.name, each.condition) == (arm, condition)), None)
@@ -113,7 +131,9 @@ def find(folder: StudyFolder) -> Findings:
         teachers=_teacher_results(folder, teachers, groups), agreements=agreements, planned=len(folder.runs()),
         failures={name: why for name, why in failures.items() if name not in {run.run_id for run in finished}},
         teacher_failures=folder.teacher_failures(),
-        unfinished=tuple(run.run_id for run in folder.runs() if run.run_id not in done), stages=tuple(folder.stages()))
+        unfinished=tuple(run.run_id for run in folder.runs() if run.run_id not in done), stages=tuple(folder.stages()),
+        explanations=foreground.find(folder), overview=album.overview(folder),
+        explanation_failures=folder.explanation_failures())
 
 
 def arm_label(study: Study, arm: Arm) -> str:

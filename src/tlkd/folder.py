@@ -20,8 +20,9 @@ RESULT_COLUMNS = ("run_id", "arm", "condition", "seed", "test_accuracy", "test_p
                   "test_log_loss", "test_ece", "teacher_agreement", "epochs", "best_epoch", "seconds")
 """The columns of `results.csv`, a row a finished run; fractions in [0, 1], macro averages."""
 
-EXTENDABLE = ("name", "verdict", "footnotes")
-"""Keys that may change when a study is run again into its folder; seeds, arms and teachers may be added to."""
+EXTENDABLE = ("name", "verdict", "footnotes", "explanation")
+"""Keys that may change when a study is run again into its folder (`data.masks` too); seeds, arms and teachers may be
+added to."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,12 @@ def save_predictions(path: Path, predictions: Predictions) -> None:
 
 def load_predictions(path: Path) -> Predictions:
     """Read `predictions.npz`; nothing in it is unpickled. Raises BadInput where it cannot be read."""
-    with _reading(path), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+    with reading(path), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         return Predictions(arrays["sample_ids"], arrays["labels"], arrays["logits"])
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
     """Turn whatever a missing or damaged file sets off into one plain line."""
     try:
         yield
@@ -97,6 +98,15 @@ class StudyFolder:
     def teacher_failure_path(self, name: str, seed: int | None = None) -> Path:
         """Where a failed teacher says why."""
         return self.path / "failures" / f"teacher-{name}{'' if seed is None else f'-{seed}'}.txt"
+
+    def explanation_failure_path(self, who: str) -> Path:
+        """Where a failed explanation says why; `who` is the first network of those that were explained together."""
+        return self.path / "failures" / f"explanation-{who}.txt"
+
+    def explanation_failures(self) -> dict[str, str]:
+        """Why explanations failed: the first line of what each left, by network."""
+        return {path.stem.removeprefix("explanation-"): path.read_text(errors="replace").partition("\n")[0]
+                for path in sorted((self.path / "failures").glob("explanation-*.txt"))}
 
     def teacher_path(self, name: str, seed: int | None = None) -> Path:
         """Where a teacher's result lies; `seed` for a teacher per seed."""
@@ -156,19 +166,19 @@ class StudyFolder:
         if not path.is_file():
             raise BadInput(f"{self.path}: no results yet (there is no results.csv); finish it with `tlkd run`")
         names = dict.fromkeys(("run_id", "arm", "condition"), str)
-        with _reading(path):  # names are text as they stand: an arm may be called `nan` or `01`
+        with reading(path):  # names are text as they stand: an arm may be called `nan` or `01`
             return pd.read_csv(path, dtype=names, keep_default_na=False, na_values=[""])
 
     def history(self, run: Run) -> pd.DataFrame:
         """A finished run's curves: a row an epoch."""
         path = self.run_path(run) / "history.csv"
-        with _reading(path):
+        with reading(path):
             return pd.read_csv(path)
 
     def curve(self, run: Run) -> NDArray[np.float64]:
         """A finished run's accuracy `[epoch]` on the split that is looked at after each epoch."""
         path, history = self.run_path(run) / "history.csv", self.history(run)
-        with _reading(path):
+        with reading(path):
             curve = history[f"{self.study.selection}_accuracy"].to_numpy(np.float64)
             if curve.size == 0:
                 raise ValueError("no epochs")
@@ -208,7 +218,7 @@ class StudyFolder:
         path = self.path / "stages.json"
         if not path.is_file():
             return []
-        with _reading(path):
+        with reading(path):
             found = list(store.read_json(path))
             for each in found:
                 _demand(each, "stage", "from_cache", "seconds", "bytes")
@@ -248,7 +258,7 @@ class StudyFolder:
 
 
 def _mapping(path: Path, *keys: str) -> dict[str, Any]:
-    with _reading(path):
+    with reading(path):
         found = dict(store.read_json(path).items())
         _demand(found, *keys)
         return found
@@ -261,7 +271,8 @@ def _demand(found: Mapping[str, Any], *keys: str) -> None:
 
 
 def _by_name(study: dict[str, Any]) -> dict[str, Any]:
-    return {**study, "arms": {arm["name"]: arm for arm in study["arms"]}}
+    return {**study, "arms": {arm["name"]: arm for arm in study["arms"]},
+            "data": {key: value for key, value in study["data"].items() if key != "masks"}}
 
 
 def _first_difference(path: str, old: Any, new: Any) -> tuple[str, Any, Any]:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
@@ -249,6 +250,8 @@ def _explain(problem: ErrorDetails, raw: Any) -> str:
 
 
 def _fields(model: Any) -> dict[Any, Any]:
+    if get_origin(model) is UnionType and len(found := [each for each in get_args(model) if _fields(each)]) == 1:
+        model = found[0]  # a part that may be null
     return model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else {}
 
 
@@ -267,7 +270,10 @@ def _meant(key: str, allowed: list[str]) -> str:
     if key not in elsewhere and here:
         return here
     close = difflib.get_close_matches(key, elsewhere, n=1, cutoff=0.8)
-    return f"; did you mean {' or '.join(repr(path) for path in elsewhere[close[0]][:2])}?" if close else ""
+    if not close:
+        return ""
+    paths = elsewhere[close[0]][:1 if close[0] in Study.model_fields else 2]
+    return f"; did you mean {' or '.join(map(repr, paths))}?"
 
 
 def _paths(model: Any, before: str = "") -> Iterator[str]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from tlkd import figures, sections, store, tables, wording
+from tlkd import figures, pictures, sections, shares, store, tables, wording
+from tlkd.album import AGAIN, albums
 from tlkd.contrasts import Group
 from tlkd.figures import Drawing
 from tlkd.findings import Findings, arm_label, find
@@ -21,8 +22,10 @@ def write(folder: Path) -> Path:
 
     Raises `BadInput` where no study lies there, or where the disk is full.
     """
-    found = find(StudyFolder(folder))
-    drawings = figures.draw(found)
+    study = StudyFolder(folder)
+    found = find(study)
+    shown = list(albums(study, found.tl.name if found.tl is not None else ""))
+    drawings = [*figures.draw(found), *shares.draw(found, shown), *pictures.draw(found, shown)]
     for name, table in tables.draw(found).items():
         store.replace_text(folder / "tables" / f"{name}.csv", table.to_csv(index=False))
     for drawing in drawings:
@@ -49,7 +52,9 @@ def page(found: Findings, drawings: Sequence[Drawing]) -> str:
     environment.filters["text"] = _code
     return environment.get_template("report.html").render(
         style=Markup(style), found=found, study=found.study, summary=summarise(found), sections=sections,
-        wording=wording, numbered=figures.NUMBERED, facts=_facts(found), blocks=_blocks(found),
+        wording=wording, label_of=arm_label, numbered=figures.NUMBERED, facts=_facts(found), blocks=_blocks(found),
+        again=AGAIN, classes_shown=pictures.CLASSES, columns_shown=pictures.COLUMNS,
+        scale_end=wording.number(100 * pictures.QUANTILE, 0),
         provenance=_provenance(found),
         figure={drawing.name: _inline(drawing) for drawing in drawings}, alt={one.name: one.alt for one in drawings})
 

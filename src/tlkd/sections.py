@@ -7,15 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from tlkd import tables
+from tlkd import regions, tables
 from tlkd.contrasts import SAME_AS_TL, Contrast, Group
-from tlkd.findings import Findings
-from tlkd.wording import NONE, count, duration, ends, gain, number, p_cell, percent, size
+from tlkd.findings import Findings, arm_label
+from tlkd.foreground import Foreground, Share
+from tlkd.wording import MINUS, NONE, count, decimals, duration, ends, gain, number, p_cell, percent, size
 
 NAMES = {"accuracy": "accuracy (%)", "balanced_accuracy": "balanced accuracy (%)", "precision": "precision, macro (%)",
          "recall": "recall, macro (%)", "f1": "F1, macro (%)", "log_loss": "log loss (nats)",
          "ece": "expected calibration error (%)"}
 BESIDE = ("accuracy", "f1", "log_loss", "ece")  # what a teacher and its students are shown side by side in
+SHARES = {"positive_share": "foreground share (%)", "absolute_share": "share of |values| (%)",
+          "density": "foreground share / area", "pointing": "pointing game (%)", "rank_accuracy": "rank accuracy (%)"}
+EXPLAINERS = {"deep_shap": "Deep SHAP, tlkd's own", "deep_lift": "DeepLIFT", "grad_cam": "Grad-CAM",
+              "integrated_gradients": "integrated gradients", "gradient_shap": "GradientSHAP"}
 LONGEST = 30  # classes; of more the tables show the first and the last ten
 SHOWN = 10
 NEAR = 0.0251  # of the primary threshold: two whole percents either way
@@ -32,6 +37,8 @@ class Table:
     words: int = 1
     totals: int = 0  # how many of the last rows are sums or means of those above
     note: str = ""
+    groups: tuple[tuple[str, int], ...] = ()  # a row above the heads: a word, and how many columns it stands over
+    dense: bool = False  # many columns: set smaller
 
 
 def metrics(found: Findings, groups: Sequence[Group]) -> Table:
@@ -140,14 +147,15 @@ def per_class(found: Findings, groups: Sequence[Group]) -> Table:
 
 
 def _short(caption: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, file: str, totals: int,
-           note: str, longest: int = LONGEST) -> Table:
+           note: str, longest: int = LONGEST, groups: tuple[tuple[str, int], ...] = ()) -> Table:
     """A table whose middle is left out where it has too many classes."""
     body, last = list(rows[:len(rows) - totals]), rows[len(rows) - totals:]
     if len(body) > longest:
         left_out = len(body) - 2 * SHOWN
         gap = (f"\N{HORIZONTAL ELLIPSIS} {left_out} more in {file}", *[""] * (len(heads) - 1))
         body = [*body[:SHOWN], gap, *body[-SHOWN:]]
-    return Table(caption, heads, (*body, *last), file, totals=totals, note=note)
+    return Table(caption, heads, (*body, *last), file, totals=totals, note=note, groups=groups,
+                 dense=bool(groups))
 
 
 def thresholds(found: Findings, each: Contrast) -> Table:
@@ -266,6 +274,159 @@ def cost(found: Findings) -> Table:
 
 
 def failures(found: Findings) -> Table | None:
-    """Teachers and runs that failed, and runs that were not finished."""
+    """Teachers, runs and explanations that failed, and runs that were not finished."""
     rows = tuple((row["run_id"], row["reason"]) for row in tables.failures(found).to_dict("records"))
     return Table("What is missing", ("run", "reason"), rows, "failures.csv", 2) if rows else None
+
+
+# --- explanations -----------------------------------------------------------------------------------------------------
+
+
+def explanation_facts(found: Findings) -> list[tuple[str, str]]:
+    """What was explained, and how, as pairs."""
+    plan, seen = found.study.explanation, found.overview
+    facts = []
+    if plan is not None:
+        size = plan.background.size
+        whose = {"random": f"{size} training images drawn by data_seed", "black": "one black image",
+                 "first": f"the first {size} training images that the first seed's training saw",
+                 "mean": "the mean training image"}
+        facts += [("explainer", EXPLAINERS.get(plan.explainer, plan.explainer)),
+                  ("output", f"the {plan.output} of the true label, in every arm"),
+                  ("background", whose[plan.background.kind]),
+                  ("sign split", "each channel's value by its own sign (channel)" if plan.signs == "channel" else
+                   "channels summed first, so that they may cancel (summed)")]
+    if seen is None:
+        return facts
+    of_masks = f"{number(seen.masked, 0) if seen.masked else 'none'} with a mask" + (
+        f", {number(seen.uncertain, 0)} of these marked uncertain" if seen.uncertain else "")
+    facts.append(("images", f"{number(seen.images, 0)} test images, {of_masks}"))
+    if found.study.data.masks is not None:
+        facts.append(("masks", str(found.study.data.masks)))
+    labels = {arm.name: arm_label(found.study, arm) for arm in found.study.arms}
+    several = len(found.study.conditions) > 1
+    explained = [f"{labels[arm]}{f', {condition}' if several else ''}: {count(len(seeds), 'seed')}"
+                 for (arm, condition), seeds in seen.seeds.items()]
+    facts.append(("networks", "; ".join([*explained, *(f"teacher {name}" for name in seen.teachers)])))
+    if math.isfinite(seen.residual):
+        facts.append(("additivity", f"values and mean background output miss an output by {seen.residual:.1e} of its "
+                                    "range at most".replace("-", MINUS)))
+    else:
+        facts.append(("additivity", "none: this explainer's values need not sum to the output"))
+    more = [f"{len(seen.notes) - LONGEST} more in explanations/masks.json"] if len(seen.notes) > LONGEST else []
+    return facts + [("note", note) for note in [*seen.notes[:LONGEST], *more]]
+
+
+def foreground(found: Findings, each: Foreground) -> Table:
+    """Hypothesis 2 on one arm: with all masks, and without those marked uncertain."""
+    rows = []
+    for one in (each.everything, each.certain):
+        if one is None:
+            continue
+        verdict, around = one.verdict, one.verdict.interval
+        rows.append((one.images.replace("the masks marked uncertain", "uncertain masks"),
+                     SAME_AS_TL if each.same_as_tl else verdict.word, percent(one.tl.mean, 1),
+                     percent(one.arm.mean, 1), gain(verdict.gain),
+                     ends(around.low, around.high) if math.isfinite(around.low) else NONE,
+                     p_cell(verdict.p_seed_adjusted), p_cell(verdict.p_image_adjusted),
+                     f"{one.by_image.rises} of {one.n_images}", number(verdict.effect), number(one.effect_images),
+                     number(verdict.n_seeds, 0)))
+    tl = arm_label(found.study, found.tl) if found.tl is not None else "TL"
+    heads = ("on", "verdict", f"{tl} (%)", f"{arm_label(found.study, each.arm)} (%)", "difference (points)",
+             "interval", "p, seeds", "p, images", "rises on", "d, seeds", "d, images", "seeds")
+    note = ""
+    if each.everything is not None:
+        verdict = each.everything.verdict
+        adjusted = f"; Holm-adjusted over {verdict.contrasts} contrasts" if verdict.contrasts > 1 else ""
+        note = (f"Interval: {verdict.interval.method}. Tests: exact sign-flip over seeds; permutation over images of "
+                f"each image's seed-averaged difference{adjusted}. d: mean over standard deviation.")
+    if each.unpaired:
+        note += f" Explained in one of the two arms only, and left out: {count(len(each.unpaired), 'seed')}."
+    return Table("The foreground share of the positive attribution", heads, tuple(rows), "foreground.csv", 2, note=note,
+                 dense=True)
+
+
+def attention(found: Findings) -> Table:
+    """All shares over all images with a mask: arms, teachers, and what an even spread would give."""
+    explanations = found.explanations
+    assert explanations is not None
+    several = len(found.study.conditions) > 1
+    labels = {arm.name: arm_label(found.study, arm) for arm in found.study.arms}
+    rows = []
+    arms = sorted(explanations.arms, key=lambda each: list(labels).index(each.name))  # in the study's order
+    for each in (*arms, *explanations.teachers):
+        name = (labels[each.name] + (f", {each.condition}" if several else "") if each.condition
+                else f"teacher {each.name}")
+        cells = [_share(each.metrics[metric], metric == "density") for metric in SHARES]
+        rows.append((name, str(len(each.seeds)) if each.seeds else NONE, *cells))
+    area = tables.mean_area(found)
+    rows.append(("spread evenly", NONE, *("1.00" if name == "density" else percent(area, 1) for name in SHARES)))
+    note = (f"Means over {count(explanations.n_images, 'image')} \N{PLUS-MINUS SIGN} standard deviation over seeds. "
+            "The last row is the masks' mean area: what an attribution would have that is spread evenly. Pointing: the "
+            "largest value lies inside. Rank accuracy: of the K largest pixels, K the mask's pixels, the share that "
+            "lies inside.")
+    return Table("Where the attribution lies, over all images with a mask", ("network", "seeds", *SHARES.values()),
+                 tuple(rows), "attention.csv", totals=1, note=note)
+
+
+def _share(share: Share, ratio: bool) -> str:
+    texts = (number(share.mean), number(share.sd)) if ratio else (percent(share.mean, 1), percent(share.sd, 1))
+    return f"{texts[0]} \N{PLUS-MINUS SIGN} {texts[1]}" if math.isfinite(share.sd) else texts[0]
+
+
+def observations(found: Findings, each: Foreground) -> Table:
+    """The thesis's five observations, tested over images."""
+    tl = arm_label(found.study, found.tl) if found.tl is not None else "TL"
+    arm = arm_label(found.study, each.arm)
+    several, level = len(each.seeds) > 1, found.study.verdict.level
+    rows = []
+    for one in each.observations:
+        over, scale = one.over_seeds, 100 if one.question.quantity == "positive_share" else 1
+        digits = decimals([scale * value for value in (over.before, over.after, over.low, over.high)])
+        shift = number(scale * over.shift, digits, sign=True)
+        if math.isfinite(over.low):
+            low, high = (number(scale * end, digits, sign=True) for end in (over.low, over.high))
+            shift += f" ({low} to {high})"
+        unit = " (%)" if scale == 100 else ""
+        below = sum(pair.p < level for pair in one.by_seed)
+        rows.append((str(one.question.number or ""), one.question.words(tl, arm) + unit,
+                     number(scale * over.before, digits), number(scale * over.after, digits),
+                     f"{over.rises} of {over.n}", shift, number(over.rank_biserial, sign=True), p_cell(over.p),
+                     *((f"{below} of {len(each.seeds)}", p_cell(one.p_seed)) if several else ())))
+    heads = ("", "comparison", "before", "after", "rises",
+             f"shift ({number(100 * (1 - level), 0)} % interval)", "rank-biserial", "p, images",
+             *((f"seeds with p < {level:g}", "p, seeds") if several else ()))
+    note = ("The number is that of the observation in section 6.2. Before and after: medians over images, each "
+            "averaged over seeds; shift: Hodges-Lehmann estimate; p, images: two-sided paired Wilcoxon test; p, seeds: "
+            "sign-flip of the seeds' means. Not corrected for their number: none of them is the verdict. Raw sums of "
+            "two networks are on two scales.")
+    return Table("The thesis's observations 1 to 5, tested", heads, tuple(rows), "observations.csv", 2, note=note,
+                 dense=True)
+
+
+def contributions(found: Findings, each: Foreground, place: int) -> Table | None:
+    """Tables 6.3 (`place` 0) and 6.4 (1): sums inside and outside of the mask for one image a class."""
+    frame = tables.contributions(found, place)
+    frame = frame[(frame["arm"] == each.arm.name) & (frame["condition"] == each.condition)]
+    if frame.empty:
+        return None
+    sums = [name for name in frame.columns if name.startswith(("tl_", "kd_"))]
+    digits = decimals(frame[sums].to_numpy(np.float64).ravel().tolist())
+    rows = [(row["class"], *(number(row[name], digits) for name in sums),
+             *(number(row[name]) for name in regions.RATIOS)) for row in frame.to_dict("records")]
+    tl = arm_label(found.study, found.tl) if found.tl is not None else "TL"
+    arm, seed = arm_label(found.study, each.arm), tables.shown_seed(found, each)
+    groups = (("", 1), *((f"{who}, {side}", 3) for who in (tl, arm) for side in ("foreground", "background")),
+              ("change", 3))
+    heads = ("class", *(f"{sign}{letter}" for letters in ("AC", "BD") for mark in letters
+                        for sign, letter in (("pos", ""), ("neg", ""), ("diff", f" ({mark})"))),
+             "A/B", "C/D", "(A/B) / (C/D)")
+    which = ("The first image of each class that has a mask", "The second image with a mask of the first "
+             f"{count(len(frame), 'class')}, in the data's order")[place]
+    caption = ("Contributions of one image a class (the thesis's table 6.3)",
+               "Contributions of further images (the thesis's table 6.4)")[place]
+    return _short(caption, heads, rows, file=("contributions.csv", "contributions_again.csv")[place], totals=0,
+                  groups=groups, note=(
+                      f"{which}, with the networks of seed {seed}. Sums of values above and below 0; diff = pos + neg. "
+                      f"A/B < 1 where {arm}'s foreground diff is the larger, both being positive. `tlkd regions` reads "
+                      "the file.").replace("`", ""))

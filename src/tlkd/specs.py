@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+MASKS = r"strokes(:0?\.\d*[1-9]\d*)?|exact"
 SLUG = r"^[a-z0-9][a-z0-9_]*$"
 STUDY_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 TRAINABLE = r"^(head|all|last:[1-9]\d*)$"
@@ -41,6 +42,17 @@ class Normalisation(Spec):
     sd: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 
 
+class Shapes(Spec):
+    """The generated scenes of the source `shapes`: their side in pixels, their number, and what gives a class away."""
+
+    size: Annotated[int, Field(ge=32, le=96)] = 64
+    train_per_class: Positive = 200
+    test_per_class: Positive = 50
+    tie: Fraction = 0.0
+    test_tie: Fraction | None = None
+    noise: Annotated[float, Field(ge=0, le=1)] = 0.05
+
+
 class Data(Spec):
     """Where the images come from, how they are split, and how they are laid onto a network's square input."""
 
@@ -55,16 +67,15 @@ class Data(Spec):
     augment: tuple[str, ...] = Field(default_factory=lambda data: () if data.get("source") == "mnist5k" else ("hflip",))
     normalise: Literal["model", "dataset"] | Normalisation = "model"
     masks: str | None = None
+    shapes: Shapes | None = None
     on_bad_image: Literal["fail", "skip"] = "fail"
 
     @field_validator("source")
     @classmethod
     def _source(cls, value: str) -> str:
-        if value == "shapes":
-            raise ValueError("the source 'shapes' is not built yet")
         prefix, _, rest = value.partition(":")
-        if value not in ("mnist5k", "cifar10") and not (prefix in ("torchvision", "folder") and rest):
-            raise ValueError("allowed: mnist5k, cifar10, torchvision:NAME, folder:PATH")
+        if value not in ("mnist5k", "shapes", "cifar10") and not (prefix in ("torchvision", "folder") and rest):
+            raise ValueError("allowed: mnist5k, shapes, cifar10, torchvision:NAME, folder:PATH")
         return value
 
     @field_validator("augment")
@@ -86,12 +97,20 @@ class Data(Spec):
             raise ValueError("allowed: model, dataset, {mean: [R, G, B], sd: [R, G, B]}")
         return value
 
-    @field_validator("masks")
-    @classmethod
-    def _masks(cls, value: str | None) -> str | None:
-        if value is not None:
-            raise ValueError("foreground masks are not built yet; allowed: null")
-        return value
+    @model_validator(mode="after")
+    def _of_the_source(self) -> "Data":
+        own = {"mnist5k": "strokes", "shapes": "exact"}
+        word = (self.masks or "").partition(":")[0]
+        if word in own.values() and own.get(self.source) != word:
+            raise ValueError(f"masks: {self.masks!r} are of another source than {self.source}; allowed: "
+                             f"{own[self.source] + ', ' if self.source in own else ''}a COCO or VIA file, a folder of "
+                             "PNG masks, null")
+        if word in own.values() and not re.fullmatch(MASKS, self.masks or ""):
+            raise ValueError(f"masks: found {self.masks!r}; allowed: strokes, strokes:THRESHOLD with 0 < THRESHOLD < "
+                             "1, exact")
+        if self.shapes is not None and self.source != "shapes":
+            raise ValueError(f"shapes: these are settings of the source shapes, and the source is {self.source}")
+        return self
 
 
 class Training(Spec):
@@ -202,12 +221,39 @@ class Condition(Spec):
         return value
 
 
+class Background(Spec):
+    """What attributions are measured against: training images, or one image that is black or their mean."""
+
+    kind: Literal["random", "first", "black", "mean"] = "random"
+    size: Positive = 20
+
+
+class Explanation(Spec):
+    """Which finished networks are explained, on which test images, how, and against what background.
+
+    `images` is a number of test images a class, or `masks`: all that have one; null stands for `masks` where the study
+    has masks, and for two a class where not. `pictures` counts those of each class that all classes are drawn for.
+    `seeds` is a number of the first ones.
+    """
+
+    explainer: Literal["deep_shap", "deep_lift", "integrated_gradients", "gradient_shap", "grad_cam", "occlusion"] = (
+        "deep_shap")
+    output: Literal["logit", "probability"] = "logit"
+    background: Background = Background()
+    images: Literal["masks"] | Positive | None = None
+    pictures: Annotated[int, Field(ge=0)] = 2
+    seeds: Literal["all"] | Positive = "all"
+    teachers: bool = True
+    signs: Literal["channel", "summed"] = "channel"
+
+
 class Verdict(Spec):
     """What may be claimed: the one primary endpoint, the smallest gain that matters, the level of the tests."""
 
     metric: Literal["accuracy", "balanced_accuracy"] = "accuracy"
     smallest_gain: Annotated[float, Field(gt=0, lt=1)] = 0.005
     smallest_epochs: Annotated[float, Field(gt=0)] = 1.0
+    smallest_share: Annotated[float, Field(gt=0, lt=1)] = 0.01
     level: Annotated[float, Field(gt=0, lt=1)] = 0.05
 
 
@@ -224,7 +270,7 @@ class Study(Spec):
     selection: Literal["dev", "test"] = "dev"
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = tuple(range(10))
     bank: bool = True
-    explanation: None = None
+    explanation: Explanation | None = None
     verdict: Verdict = Verdict()
     footnotes: tuple[str, ...] = ()
 
@@ -236,8 +282,6 @@ class Study(Spec):
         for key, sentence in NOT_BUILT.items():
             if key in value:
                 raise ValueError(f"the key {key!r}: {sentence}")
-        if value.get("explanation") is not None:
-            raise ValueError("the key 'explanation': attributions are not built yet; allowed: null")
         return _inherit_training(value)
 
     @model_validator(mode="after")
@@ -258,6 +302,9 @@ class Study(Spec):
             raise ValueError("data.dev_fraction and selection: a dev split goes with `selection: dev`, "
                              f"dev_fraction: 0 with `selection: test`; found {self.data.dev_fraction} "
                              f"and {self.selection}")
+        if self.explanation is not None and self.explanation.images == "masks" and self.data.masks is None:
+            raise ValueError("explanation.images: 'masks' needs data.masks; allowed without: a number of images a "
+                             "class")
         return self
 
     @property

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from tlkd import banks, evaluation, models, progress, seeding, store
+from tlkd import banks, evaluation, explaining, models, progress, seeding, store
 from tlkd.batches import Live, Rows, Source
 from tlkd.datasets import open_dataset
 from tlkd.errors import BadInput, RunFailed
@@ -34,6 +34,7 @@ class SoftLabels:
 
     source: Source
     address: str
+    teacher: Path  # the fitted teacher's folder
 
 
 def run_study(study: Study, out: Path, device: torch.device, command: str = "") -> dict[str, str]:
@@ -44,6 +45,7 @@ def run_study(study: Study, out: Path, device: torch.device, command: str = "") 
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     workshop = Workshop(study, open_dataset(study.data, max_input_size(study), cache), cache, device)
     build_all(workshop)
+    subject = explaining.prepare(workshop)
     with store.guard_disk(out):
         folder.prepare(study, provenance(command, device))
         write_card(workshop, out)
@@ -53,9 +55,11 @@ def run_study(study: Study, out: Path, device: torch.device, command: str = "") 
             attempt(folder.failure_path(run), lambda: publish_run(workshop, folder, run, soft))  # noqa: B023
         write_stages(workshop, folder)
         collect(folder)
+        if subject is not None:
+            explaining.explain_all(workshop, folder, subject, sitters(workshop, folder, subject, soft), attempt)
         if not folder.failures():
             shutil.rmtree(out / ".work", ignore_errors=True)
-    return folder.failures()
+    return {**folder.failures(), **{f"explanation of {who}": why for who, why in folder.explanation_failures().items()}}
 
 
 def max_input_size(study: Study) -> int:
@@ -121,14 +125,14 @@ def publish_teacher(workshop: Workshop, folder: StudyFolder, name: str, seed: in
     models.load_trained(network, load_file(artifact.path / "model.safetensors"))
     network.eval()
     copy_result(artifact.path, folder.teacher_path(name, seed))
-    return soft_labels(workshop, network, artifact.address, who)
+    return soft_labels(workshop, network, artifact, who)
 
 
-def soft_labels(workshop: Workshop, network: models.Network, address: str, who: str) -> SoftLabels:
+def soft_labels(workshop: Workshop, network: models.Network, artifact: store.Artifact, who: str) -> SoftLabels:
     """A fitted teacher's logits on all training views, banked, or (`bank: off`) computed anew for every batch."""
     if not workshop.study.bank:
-        return SoftLabels(Live(network, pixels(workshop, network, "train")), address)
-    inputs = {"teacher": address}
+        return SoftLabels(Live(network, pixels(workshop, network, "train")), artifact.address, artifact.path)
+    inputs = {"teacher": artifact.address}
     bank = banks.cached(workshop.cache, "logits", {}, inputs)
     from_cache = bank is not None
     if bank is None:
@@ -136,7 +140,7 @@ def soft_labels(workshop: Workshop, network: models.Network, address: str, who: 
         bank = banks.build(workshop.cache, "logits", {}, inputs, network.classes, counted(workshop, given.sources),
                            given.forward, f"logits of {who}")
     workshop.record(f"logits of {who}", bank.artifact, from_cache)
-    return SoftLabels(Rows(bank.arrays["train"], workshop.device), bank.artifact.address)
+    return SoftLabels(Rows(bank.arrays["train"], workshop.device), bank.artifact.address, artifact.path)
 
 
 def copy_result(source: Path, target: Path) -> None:
@@ -223,6 +227,21 @@ def starting_point(folder: StudyFolder, run: Run) -> store.Artifact:
             path = folder.run_path(other)
             return store.Artifact(path, store.read_json(path / store.MANIFEST)["address"])
     raise RunFailed("student.start is tl, and this seed's TL student is not there")
+
+
+# --- explanations -----------------------------------------------------------------------------------------------------
+
+
+def sitters(workshop: Workshop, folder: StudyFolder, subject: explaining.Subject,
+            soft: dict[tuple[str, int | None], SoftLabels | None]) -> list[explaining.Sitter]:
+    """The finished networks that the study explains: its first seeds' students, and each teacher once."""
+    spec, seeds = subject.spec, workshop.study.seeds
+    wanted = seeds if spec.seeds == "all" else seeds[:spec.seeds]
+    found = [explaining.of_run(workshop, folder, run) for run in folder.finished() if run.seed in wanted]
+    if spec.teachers:
+        found += [explaining.of_teacher(workshop, name, seed, labels.teacher) for (name, seed), labels in soft.items()
+                  if labels is not None and seed in (None, seeds[0])]
+    return found
 
 
 # --- results ----------------------------------------------------------------------------------------------------------

@@ -1,14 +1,13 @@
 """What a study found in plain words: a headline, one statement a hypothesis with its verdict, and what to beware of."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 from tlkd.contrasts import NOT_EXAMINED, Contrast
-from tlkd.convergence import Convergence
-from tlkd.findings import Findings, TeacherResult
-from tlkd.wording import count, digits_for, ends, gain, listed, number, p_value, percent
+from tlkd.evidence import ENDPOINTS, Evidence, attends, better, hurts, sooner, why_not_explained
+from tlkd.findings import Findings, TeacherResult, arm_label
+from tlkd.wording import count, digits_for, gain, listed, number, percent
 
 CLAIMS = {
     1: "TL+KD classifies better than TL",
@@ -17,17 +16,6 @@ CLAIMS = {
     4: "TL+KD keeps its gain under difficulties",
 }
 NO_VERDICT = "no verdict"
-ENDPOINTS = {"accuracy": "test accuracy", "balanced_accuracy": "balanced test accuracy"}
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """The verdict on one arm: its word, one plain sentence, and what stands behind it, a paragraph each."""
-
-    label: str
-    word: str
-    sentence: str
-    details: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -63,12 +51,15 @@ class Summary:
 def summarise(found: Findings) -> Summary:
     """Put findings into words."""
     why = "" if found.contrasts else f"No verdict: {_why_no_contrast(found)}"
-    absent = "Not examined in this study."
+    absent = "Not examined in this study"
+    unseen = why_not_explained(found)
+    foreground = () if unseen else tuple(attends(found, each) for each in found.contrasts)
     return Summary(headline(found), tuple(_beside(found)), (
-        Statement(1, CLAIMS[1], tuple(_better(found, each) for each in found.contrasts), NO_VERDICT, why),
-        Statement(2, CLAIMS[2], (), NOT_EXAMINED, f"{absent} It is a question about attributions."),
-        Statement(3, CLAIMS[3], tuple(_sooner(found, each) for each in found.contrasts), NO_VERDICT, why),
-        Statement(4, CLAIMS[4], (), NOT_EXAMINED, f"{absent} It asks for conditions other than clean."),
+        Statement(1, CLAIMS[1], tuple(better(found, each) for each in found.contrasts), NO_VERDICT, why),
+        Statement(2, CLAIMS[2], foreground, NOT_EXAMINED if unseen else NO_VERDICT,
+                  f"{absent} ({unseen})." if unseen else why),
+        Statement(3, CLAIMS[3], tuple(sooner(found, each) for each in found.contrasts), NO_VERDICT, why),
+        Statement(4, CLAIMS[4], (), NOT_EXAMINED, f"{absent}. It asks for conditions other than clean."),
     ), tuple(cautions(found)))
 
 
@@ -93,12 +84,6 @@ def headline(found: Findings) -> str:
         (words["refuted"], f"no gain of {least} over {tl}."),
         (words["inconclusive"], "these runs cannot tell.")) if names]
     return " ".join(parts)
-
-
-def hurts(each: Contrast) -> bool:
-    """Whether an arm is surely worse than TL, by the same three demands that a supported gain must meet."""
-    verdict = each.verdict
-    return verdict.harmful and max(verdict.p_seed_adjusted, verdict.p_image_adjusted) < verdict.level
 
 
 def _beside(found: Findings) -> Iterator[str]:
@@ -149,149 +134,6 @@ def _why_no_contrast(found: Findings) -> str:
     return "no seed has a finished run in both arms."
 
 
-# --- hypothesis 1 -----------------------------------------------------------------------------------------------------
-
-
-def _better(found: Findings, each: Contrast) -> Evidence:
-    if each.same_as_tl:
-        return _same(found, each)
-    details = (_metrics_sentence(found, each), _needed_sentence(each), _confusion_sentence(each),
-               "Attribution: not examined; it comes with explanations.")
-    return Evidence(found.label(each), each.word, _better_sentence(found, each),
-                    tuple(text for text in details if text))
-
-
-def _same(found: Findings, each: Contrast) -> Evidence:
-    return Evidence(found.label(each), NOT_EXAMINED, f"With soft weight 0, {each.label} is equal to {each.tl_label} by "
-                    "construction: there is nothing to test.", ())
-
-
-def _better_sentence(found: Findings, each: Contrast) -> str:
-    verdict, endpoint = each.verdict, ENDPOINTS[found.study.verdict.metric]
-    size = number(100 * abs(verdict.gain), digits_for(verdict.interval.low, verdict.interval.high))
-    least = number(100 * verdict.smallest_gain, 1)
-    place = "level with" if float(size) == 0 else f"{size} points {'above' if verdict.gain > 0 else 'below'}"
-    if verdict.word == "supported":
-        but = (f", though surely by less than the {least} points that matter" if verdict.too_small else "") + (
-            "" if each.confusions.agrees else ", but the confusion does not agree")
-        return f"{each.label} is better than {each.tl_label} by {size} points of {endpoint}{but}."
-    if hurts(each):
-        return f"{each.label} is worse than {each.tl_label} by {size} points of {endpoint}."
-    if verdict.word == "refuted":
-        return f"{each.label} is {place} {each.tl_label} in {endpoint}; a gain of {least} points is ruled out."
-    return f"{each.label} is {place} {each.tl_label} in {endpoint}, and these runs cannot tell whether that is chance."
-
-
-def _metrics_sentence(found: Findings, each: Contrast) -> str:
-    verdict, around = each.verdict, each.verdict.interval
-    digits = digits_for(around.low, around.high)
-    tl = found.group(found.tl.name, each.condition) if found.tl is not None else None
-    against = f" against {each.tl_label}'s {percent(_level(found, each), digits)} %" if tl is not None else ""
-    start = f"Metrics: {verdict.word}. {gain(verdict.gain, digits)} points of {ENDPOINTS[found.study.verdict.metric]}" \
-            f"{against}"
-    sizes = f"{count(verdict.n_seeds, 'seed')}, {count(verdict.n_images, 'test image')}"
-    adjusted = f", Holm-adjusted over {verdict.contrasts} contrasts" if verdict.contrasts > 1 else ""
-    tests = (f"over seeds {p_value(verdict.p_seed_adjusted)}, over test images {p_value(verdict.p_image_adjusted)}"
-             f"{adjusted}")
-    if np.isnan(around.low):
-        return f"{start} ({sizes}; one seed gives no interval; {tests})."
-    return (f"{start} ({number(100 * (1 - verdict.level), 0)} % interval "
-            f"{ends(around.low, around.high, digits)}, which covers {around.covers}; {tests}; {sizes}). "
-            f"The smallest gain that matters is set to {number(100 * verdict.smallest_gain, 1)} points.")
-
-
-def _level(found: Findings, each: Contrast) -> float:
-    group = found.group(found.tl.name, each.condition) if found.tl is not None else None
-    if group is None:
-        return float("nan")
-    rows = [group.seeds.index(seed) for seed in each.seeds]
-    return float(group.metrics[found.study.verdict.metric][rows].mean())
-
-
-def _needed_sentence(each: Contrast) -> str:
-    verdict, needed = each.verdict, each.verdict.needed
-    if needed is None:
-        return ""
-    least = f"To show a gain of {number(100 * verdict.smallest_gain, 1)} points with 80 % power"
-    if needed.seeds is None or needed.images is None:
-        return f"{least}, more than one seed is needed before it can be said how many."
-    text = (f"{least}, judged by the observed spread, needs about {count(needed.seeds, 'seed')} (here "
-            f"{number(verdict.n_seeds, 0)}) and about {count(needed.images, 'test image')} (here "
-            f"{number(verdict.n_images, 0)}).")
-    if needed.seeds <= verdict.n_seeds and needed.images <= verdict.n_images:
-        text += " There are enough of both: the gain itself lies too near to the border to be called."
-    return text
-
-
-def _confusion_sentence(each: Contrast) -> str:
-    matrix = each.confusions
-    even = len(matrix.rows) - matrix.gaining - matrix.losing
-    stay = f", {even} {'stays' if even == 1 else 'stay'} level" if even else ""
-    change = "fall" if matrix.fewer_errors > 0 else "rise" if matrix.fewer_errors < 0 else "stay as they are"
-    amount = f" by {number(abs(matrix.fewer_errors), 1)} on average over seeds" if matrix.fewer_errors else ""
-    return (f"Confusion: {'agrees' if matrix.agrees else 'does not agree'} that {each.label} is better. "
-            f"{count(matrix.gaining, 'class').capitalize()} gain{'s' if matrix.gaining == 1 else ''} true positives, "
-            f"{number(matrix.losing, 0) if matrix.losing else 'none'} lose{'' if matrix.losing > 1 else 's'}{stay}; "
-            f"the errors off the diagonal {change}{amount}.")
-
-
-# --- hypothesis 3 -----------------------------------------------------------------------------------------------------
-
-
-def _sooner(found: Findings, each: Contrast) -> Evidence:
-    speed, one = each.speed, each.speed.primary
-    label = found.label(each)
-    if each.same_as_tl:
-        return _same(found, each)
-    if speed.why:
-        return Evidence(label, NOT_EXAMINED, f"Not examined: {speed.why}.", ())
-    if one is None:
-        return Evidence(label, speed.word, f"No accuracy threshold was reached by half of {each.tl_label}'s runs, so "
-                                           "there is no epoch to compare.", ())
-    crossing = crossing_sentence(each)
-    tests = p_value(speed.p_adjusted) + (
-        f", Holm-adjusted over {speed.contrasts} contrasts" if speed.contrasts > 1 else "")
-    spread = "one seed gives no interval" if np.isnan(one.low) else (
-        f"{number(100 * (1 - found.study.verdict.level), 0)} % interval {number(one.low, 1, sign=True)} to "
-        f"{number(one.high, 1, sign=True)}, which covers {one.covers}")
-    lead = count(found.study.verdict.smallest_epochs, "epoch")
-    verdicts = {"supported": "", "refuted": f"; a lead of {lead} is ruled out",
-                "inconclusive": "; these runs cannot tell whether that is chance"}
-    apart = f"{_apart(one)} than" if one.gain else "as early as"
-    sentence = (f"Within the first {count(one.horizon, 'epoch')}, which all runs trained, {each.label} reaches "
-                f"{percent(one.threshold, 0)} % accuracy on the {found.study.selection} split {apart} "
-                f"{each.tl_label}{verdicts[speed.word]}.")
-    split = found.study.selection
-    images = sum(found.card["counts"].get(split, {}).values())
-    first = (f"{each.label} takes {number(one.tl_kd_mean, 1)} epochs on average and {each.tl_label} "
-             f"{number(one.tl_mean, 1)} ({spread}; over seeds {tests}; {count(one.n_seeds, 'seed')}). The curves were "
-             f"measured on {count(images, f'{split} image')}: the verdict covers the chance over seeds only, and none "
-             "over these images.")
-    reached = (f"{one.tl_kd_reached} of {one.n_seeds} runs reach it with {each.label}, {one.tl_reached} of "
-               f"{one.n_seeds} with {each.tl_label}; one that does not within these epochs counts as "
-               f"{count(one.horizon, 'epoch')}. It "
-               f"is the highest threshold that at least half of {each.tl_label}'s runs reach. {crossing}")
-    needed = ""
-    if speed.word == "inconclusive" and speed.seeds_needed is not None:
-        needed = (f"To show a lead of {count(found.study.verdict.smallest_epochs, 'epoch')} with 80 % power, judged by "
-                  f"the observed spread, needs about {count(speed.seeds_needed, 'seed')} (here {one.n_seeds}).")
-    return Evidence(label, speed.word, sentence, tuple(text for text in (first, reached, needed) if text))
-
-
-def _apart(one: Convergence) -> str:
-    return f"{number(abs(one.gain), 1)} epochs {'earlier' if one.gain > 0 else 'later'}"
-
-
-def crossing_sentence(each: Contrast) -> str:
-    """Where the mean curves cross."""
-    if not each.speed.crossings:
-        return "The mean curves do not cross."
-    epochs = [str(epoch) for epoch in each.speed.crossings]
-    if len(epochs) > 5:
-        return f"The mean curves cross {len(epochs)} times, first at epoch {epochs[0]}: they run close together."
-    return f"The mean curves cross at epoch{'s' if len(epochs) > 1 else ''} {listed(epochs)}."
-
-
 # --- what to beware of ------------------------------------------------------------------------------------------------
 
 
@@ -322,6 +164,7 @@ def cautions(found: Findings) -> Iterator[Caution]:
     yield from _teacher_cautions(found)
     yield from _chance_cautions(found)
     yield from _data_cautions(found)
+    yield from _explained_cautions(found)
     if study.student.batch_norm == "train":
         yield Caution(False, "Frozen layers moved", "batch normalisation kept updating its statistics in frozen layers "
                       "(`batch_norm: train`), so features changed at every step.")
@@ -373,3 +216,37 @@ def _data_cautions(found: Findings) -> Iterator[Caution]:
         shown = "; ".join(f"{each['id']} ({each['reason']})" for each in skipped[:3])
         more = f"; and {len(skipped) - 3} more, listed below" if len(skipped) > 3 else ""
         yield Caution(False, f"{count(len(skipped), 'image')} left out", f"{shown}{more}.")
+
+
+def _explained_cautions(found: Findings) -> Iterator[Caution]:
+    if found.explanation_failures:
+        bad = [f"{name} ({why})" for name, why in found.explanation_failures.items()]
+        shown = "; ".join([*bad[:3], f"{len(bad) - 3} more"] if len(bad) > 3 else bad)
+        yield Caution(True, "Explanations failed", f"{shown}. These networks, and any that were explained together "
+                      "with them, are missing from hypothesis 2.")
+    seen, explanations = found.overview, found.explanations
+    if seen is None or explanations is None:
+        return
+    tests = int(found.test_counts.sum())
+    if explanations.foregrounds and explanations.n_images:
+        yield Caution(False, f"Explained on {count(explanations.n_images, 'image')}", "hypothesis 2 speaks of the test "
+                      f"images that have a mask, {number(explanations.n_images, 0)} of {number(tests, 0)}.")
+        yield Caution(False, "Two scales", explanations.warning)
+    labels = {arm.name: arm_label(found.study, arm) for arm in found.study.arms}
+    several = len(found.study.conditions) > 1
+    names = {key: labels[key[0]] + (f", {key[1]}" if several else "") for key in seen.seeds}
+    wrong = [f"{percent(share, 1)} % by {names[key]}" for key, share in seen.wrong.items() if share]
+    if wrong:
+        yield Caution(False, "Explained images that are classified wrong", f"{listed(wrong)}, on average over seeds. "
+                      "They too are explained for their true label, which is not the class that was chosen.")
+    fewer = [f"{names[key]}: {len(seeds)} of {len(group.seeds)}" for key, seeds in seen.seeds.items()
+             for group in [found.group(*key)] if group is not None and len(seeds) < len(group.seeds)]
+    if fewer:
+        yield Caution(False, "Not all seeds are explained", f"{'; '.join(fewer)}. Hypothesis 2 has the fewer.")
+    if math.isnan(seen.residual):
+        yield Caution(False, "Not additive", "this explainer's values need not sum to the output, so that a share of "
+                      "them is not a share of the output.")
+    if seen.notes:
+        shown = "; ".join(note.rstrip(".") for note in seen.notes[:3])
+        more = f"; and {len(seen.notes) - 3} more, listed below" if len(seen.notes) > 3 else ""
+        yield Caution(False, "The masks", f"{shown}{more}.")

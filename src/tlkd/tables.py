@@ -7,21 +7,36 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tlkd.contrasts import METRICS, SAME_AS_TL, Contrast
-from tlkd.findings import Findings
-from tlkd.specs import Study
+from tlkd import regions
+from tlkd.album import AGAIN, of_each_class
+from tlkd.contrasts import METRICS, NOT_EXAMINED, SAME_AS_TL, Contrast
+from tlkd.findings import Findings, arm_label
+from tlkd.folder import Run
+from tlkd.foreground import Foreground
+from tlkd.specs import Arm, Study
+from tlkd.statistics import Verdict
 
 Row = dict[str, Any]
 
 
 def draw(found: Findings) -> dict[str, pd.DataFrame]:
-    """All tables by the name of their file; a table that this study has no rows for still has its columns."""
+    """All tables by the name of their file; a table that this study has no rows for still has its columns.
+
+    Those of explanations are there where something was explained.
+    """
     return {"metrics": metrics(found), "improvements": improvements(found), "verdicts": verdicts(found),
             "gains": gains(found), "classes": classes(found), "per_class": per_class(found),
             "confusion": confusion(found), "curves": curves(found), "thresholds": thresholds(found),
             "epochs_to_threshold": epochs_to_threshold(found), "teachers": teachers(found),
             "agreement": agreement(found), "calibration": calibration(found), "data": data(found),
-            "settings": settings(found.study), "cost": cost(found), "failures": failures(found)}
+            "settings": settings(found.study), "cost": cost(found), "failures": failures(found),
+            **(_explained(found) if found.overview is not None else {})}
+
+
+def _explained(found: Findings) -> dict[str, pd.DataFrame]:
+    return {"foreground": foreground(found), "attention": attention(found), "observations": observations(found),
+            "contributions": contributions(found, 0), "contributions_again": contributions(found, 1),
+            "foreground_images": foreground_images(found), "regions": all_regions(found)}
 
 
 def metrics(found: Findings) -> pd.DataFrame:
@@ -43,21 +58,28 @@ def verdicts(found: Findings) -> pd.DataFrame:
     """The verdict on the primary endpoint for each contrast, with all that stands behind it."""
     columns = ("condition arm endpoint word gain low high covers method p_seed p_image p_seed_adjusted "
                "p_image_adjusted seeds images effect contrasts smallest_gain level too_small harmful seeds_needed "
-               "images_needed classes_gaining classes_losing confusion_agrees hypothesis_1 hypothesis_3")
+               "images_needed classes_gaining classes_losing confusion_agrees hypothesis_1 hypothesis_2 hypothesis_3")
     return _frame(columns, (_verdict(found, each) for each in found.contrasts))
 
 
 def _verdict(found: Findings, each: Contrast) -> Row:
-    verdict, needed = each.verdict, each.verdict.needed
-    same = ("gain", "p_seed", "p_image", "p_seed_adjusted", "p_image_adjusted", "effect", "contrasts",
-            "smallest_gain", "level", "too_small", "harmful")
-    return {**{name: getattr(verdict, name) for name in same}, "word": SAME_AS_TL if each.same_as_tl else verdict.word,
-            **{name: getattr(verdict.interval, name) for name in ("low", "high", "covers", "method")},
+    attends = found.foreground(each)
+    return {**_judged(each.verdict), "word": SAME_AS_TL if each.same_as_tl else each.verdict.word,
             "condition": each.condition, "arm": each.arm.name, "endpoint": found.study.verdict.metric,
-            "seeds": verdict.n_seeds, "images": verdict.n_images,
-            "seeds_needed": needed.seeds if needed else None, "images_needed": needed.images if needed else None,
             "classes_gaining": each.confusions.gaining, "classes_losing": each.confusions.losing,
-            "confusion_agrees": each.confusions.agrees, "hypothesis_1": each.word, "hypothesis_3": each.speed.word}
+            "confusion_agrees": each.confusions.agrees, "hypothesis_1": found.word(each),
+            "hypothesis_2": NOT_EXAMINED if attends is None else attends.word, "hypothesis_3": each.speed.word}
+
+
+def _judged(verdict: Verdict) -> Row:
+    """All that stands behind a verdict, in the columns that every table of verdicts has."""
+    same = ("word", "gain", "p_seed", "p_image", "p_seed_adjusted", "p_image_adjusted", "effect", "contrasts",
+            "smallest_gain", "level", "too_small", "harmful")
+    return {**{name: getattr(verdict, name) for name in same},
+            **{name: getattr(verdict.interval, name) for name in ("low", "high", "covers", "method")},
+            "seeds": verdict.n_seeds, "images": verdict.n_images,
+            "seeds_needed": verdict.needed.seeds if verdict.needed else None,
+            "images_needed": verdict.needed.images if verdict.needed else None}
 
 
 def gains(found: Findings) -> pd.DataFrame:
@@ -191,10 +213,143 @@ def cost(found: Findings) -> pd.DataFrame:
 
 
 def failures(found: Findings) -> pd.DataFrame:
-    """Teachers and runs that failed, and why; runs that were never finished."""
+    """Teachers, runs and explanations that failed, and why; runs that were never finished."""
     rows = [{"run_id": f"teacher {name}", "reason": why} for name, why in found.teacher_failures.items()]
     rows += [{"run_id": name, "reason": why} for name, why in found.failures.items()]
-    return _frame("run_id reason", [*rows, *({"run_id": name, "reason": "not finished"} for name in found.unfinished)])
+    rows += [{"run_id": name, "reason": "not finished"} for name in found.unfinished]
+    rows += [{"run_id": f"explanation of {name}", "reason": why} for name, why in found.explanation_failures.items()]
+    return _frame("run_id reason", rows)
+
+
+# --- explanations -----------------------------------------------------------------------------------------------------
+
+
+def foreground(found: Findings) -> pd.DataFrame:
+    """Hypothesis 2: each arm's foreground share against TL's, on all images with a mask and on those that are sure.
+
+    Shares are fractions, means over images and seeds; `word` is the verdict on the row's own images.
+    """
+    def rows() -> Iterator[Row]:
+        for each in _foregrounds(found):
+            for one in (each.everything, each.certain):
+                if one is not None:
+                    yield {**_judged(one.verdict), "condition": each.condition, "arm": each.arm.name,
+                           "on": one.images, "word": SAME_AS_TL if each.same_as_tl else one.verdict.word,
+                           "left_out": one.left_out, "tl_mean": one.tl.mean, "tl_sd": one.tl.sd,
+                           "mean": one.arm.mean, "sd": one.arm.sd, "images_rising": one.by_image.rises,
+                           "wilcoxon_p": one.by_image.p, "effect_images": one.effect_images,
+                           "hypothesis_2": each.word}
+
+    return _frame("condition arm on word tl_mean tl_sd mean sd gain low high covers method p_seed p_image "
+                  "p_seed_adjusted p_image_adjusted wilcoxon_p seeds images left_out images_rising effect "
+                  "effect_images contrasts smallest_gain level too_small harmful seeds_needed images_needed "
+                  "hypothesis_2", rows())
+
+
+def attention(found: Findings) -> pd.DataFrame:
+    """Each network's shares over all images with a mask: mean and sd (ddof = 1) over seeds; area: the masks' own."""
+    everyone = [*found.explanations.arms, *found.explanations.teachers] if found.explanations is not None else []
+    rows: list[Row] = [
+        {"condition": each.condition, "network": each.name if each.condition else f"teacher {each.name}",
+         "metric": name, "seeds": len(share.by_seed), "mean": share.mean, "sd": share.sd}
+        for each in everyone for name, share in each.metrics.items()]
+    if found.explanations is not None and found.explanations.n_images:
+        rows.append({"condition": "", "network": "masks", "metric": "area", "mean": mean_area(found)})
+    return _frame("condition network metric seeds mean sd", rows)
+
+
+def mean_area(found: Findings) -> float:
+    """The masks' mean share of the picture: the foreground share of an attribution that is spread evenly."""
+    every = list(found.explanations.tables.values()) if found.explanations is not None else []
+    return float(every[0]["area"].mean()) if every and len(every[0]) else math.nan
+
+
+def observations(found: Findings) -> pd.DataFrame:
+    """The thesis's observations: paired comparisons over images, of each seed and (`seed` empty) averaged over seeds.
+
+    `p`: Wilcoxon's, two-sided; `p_seed`: sign-flip over the seeds' means, in the rows over seeds.
+    """
+    same = "n before after rises falls p method shift low high rank_biserial"
+
+    def rows() -> Iterator[Row]:
+        for each in _foregrounds(found):
+            labels = (arm_label(found.study, found.tl), arm_label(found.study, each.arm)) if found.tl else ()
+            for one in each.observations:
+                who = {"condition": each.condition, "arm": each.arm.name, "observation": one.question.number,
+                       "comparison": one.question.words(*labels), "two_scales": one.question.two_scales}
+                for seed, pair in ((None, one.over_seeds), *zip(each.seeds, one.by_seed, strict=True)):
+                    yield {**who, "seed": seed, **{name: getattr(pair, name) for name in same.split()},
+                           "p_seed": one.p_seed if seed is None else None}
+
+    return _frame(f"condition arm observation comparison two_scales seed {same} p_seed", rows())
+
+
+def contributions(found: Findings, place: int) -> pd.DataFrame:
+    """Table 6.3 (`place` 0: the first image of each class that has a mask) or 6.4 (1: the second, of five classes).
+
+    Of the networks that the pictures show. Its columns are the thesis's, so that `tlkd regions` reads the file.
+    """
+    names = [f"{side}_{sign}" for side in ("fg", "bg") for sign in ("pos", "neg", "diff")]
+    letters = {"tl_fg_diff": "tl_fg_diff_A", "kd_fg_diff": "kd_fg_diff_B", "tl_bg_diff": "tl_bg_diff_C",
+               "kd_bg_diff": "kd_bg_diff_D"}
+    columns = [letters.get(f"{arm}_{name}", f"{arm}_{name}") for arm in ("tl", "kd") for name in names]
+    frames = []
+    for each in _foregrounds(found):
+        seed = shown_seed(found, each)
+        tl, kd = (regions_of(found, arm, each.condition, seed) for arm in (found.tl, each.arm))
+        rows = of_each_class(tl["label"].to_numpy(np.int64), np.ones(len(tl), np.bool_), place)
+        rows = rows[:AGAIN] if place else rows
+        tl, kd = tl.iloc[rows].reset_index(drop=True), kd.iloc[rows].reset_index(drop=True)
+        frame = pd.concat([tl[names], kd[names]], axis=1)
+        frame.columns = pd.Index(columns)
+        frames.append(pd.concat([tl[["class"]], frame, regions.ratios(tl, kd), tl[["sample_id"]].assign(
+            seed=seed, condition=each.condition, arm=each.arm.name)], axis=1))
+    heads = ["class", *columns, *regions.RATIOS, "sample_id", "seed", "condition", "arm"]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=heads)
+
+
+def foreground_images(found: Findings) -> pd.DataFrame:
+    """Each image's foreground share with TL and with an arm, averaged over the seeds explained in both."""
+    frames = [paired_shares(found, each).assign(condition=each.condition, arm=each.arm.name)
+              for each in _foregrounds(found)]
+    heads = ["condition", "arm", "sample_id", "class", "uncertain", "area", "tl", "share", "difference"]
+    return pd.concat(frames, ignore_index=True)[heads] if frames else pd.DataFrame(columns=heads)
+
+
+def paired_shares(found: Findings, each: Foreground) -> pd.DataFrame:
+    """The rows of `foreground_images` for one arm; nan where a run has no share for an image."""
+    tl, share = (np.mean([regions_of(found, arm, each.condition, seed)["positive_share"].to_numpy(np.float64)
+                          for seed in each.seeds], axis=0) for arm in (found.tl, each.arm))
+    frame = regions_of(found, each.arm, each.condition, each.seeds[0])
+    return frame[["sample_id", "class", "label", "uncertain", "area"]].assign(tl=tl, share=share, difference=share - tl)
+
+
+def all_regions(found: Findings) -> pd.DataFrame:
+    """Every explained network's `regions.csv`, one below the other."""
+    every = found.explanations.tables if found.explanations is not None else {}
+    frames = [table.assign(network=who) for who, table in every.items()]
+    heads = ["network", *regions.COLUMNS]
+    return pd.concat(frames, ignore_index=True)[heads] if frames else pd.DataFrame(columns=heads)
+
+
+def shown_seed(found: Findings, each: Foreground) -> int:
+    """The seed whose networks stand in the thesis's tables: that of the pictures, where both arms have it."""
+    shown = found.overview.shown.get(each.condition) if found.overview is not None else None
+    return shown if shown is not None and shown in each.seeds else each.seeds[0]
+
+
+def _foregrounds(found: Findings) -> tuple[Foreground, ...]:
+    """The comparisons that have images."""
+    if found.explanations is None or found.explanations.n_images == 0:
+        return ()
+    return found.explanations.foregrounds
+
+
+def regions_of(found: Findings, arm: Arm | None, condition: str, seed: int) -> pd.DataFrame:
+    """An explained run's regions, a row an image that has a mask."""
+    assert arm is not None and found.explanations is not None
+    which = next(each for each in found.study.conditions if each.name == condition)
+    return found.explanations.tables[Run(arm, which, seed).run_id]
 
 
 def _frame(columns: str, rows: Any) -> pd.DataFrame:

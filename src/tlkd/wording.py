@@ -20,6 +20,12 @@ def number(value: float, digits: int = 2, sign: bool = False) -> str:
     return text.replace("-", MINUS)
 
 
+def decimals(values: Sequence[float], digits: int = 3) -> int:
+    """How many decimals numbers of one unknown size share: so many digits for the largest of them."""
+    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+    return 0 if largest == 0 else max(0, digits - 1 - math.floor(math.log10(largest)))
+
+
 def percent(fraction: float, digits: int = 2) -> str:
     """A fraction as a percentage, without the sign of it."""
     return number(100 * fraction, digits)
