@@ -54,8 +54,8 @@ class ExplainedImages:
 
 
 def save(path: Path, explained: Explained) -> None:
-    """Write `attributions.npz`."""
-    np.savez_compressed(path, **{each.name: getattr(explained, each.name) for each in fields(explained)})
+    """Write `attributions.npz`, uncompressed: packing would take longer than much of what it holds took to make."""
+    np.savez(path, **{each.name: getattr(explained, each.name) for each in fields(explained)})
 
 
 def save_images(folder: Path, images: ExplainedImages) -> None:

@@ -29,6 +29,7 @@ from tlkd.workshop import Workshop, input_spec, network_for, pixels
 VERSION = 1  # of what an explanation is; a change that alters results raises it
 MOST_VALUES = 2**28  # numbers of attributions that are held at a time: 1 GiB
 DEFAULT_IMAGES = 2  # of each class, where there are no masks to say which
+PIXELS = 64 * 96**2  # of the pairs that Deep SHAP holds at a time: 64 pairs of 96-pixel images
 TOGETHER = 4  # images explained between two steps of the progress bar
 
 Ints = NDArray[np.int64]
@@ -212,7 +213,8 @@ def _explain(workshop: Workshop, subject: Subject, group: Sequence[Sitter]) -> l
                 if subject.spec.explainer == "deep_shap":
                     parts.append(deep_shap_of_heads(
                         network.backbone, cast(list[nn.Linear | None], heads), images[part], background,
-                        [targets] * len(heads), subject.spec.output, program=_program(subject, network, group[0].spec)))
+                        [targets] * len(heads), subject.spec.output, min(128, max(16, PIXELS // network.input_size**2)),
+                        _program(subject, network, group[0].spec)))
                 else:
                     parts.append([explainers.explain(subject.spec.explainer, network, images[part], background, targets,
                                                      subject.spec.output)])

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -113,12 +113,13 @@ def operator_name(node: fx.Node) -> str:
 def evaluate(size: Any, batch: int) -> Any:
     """A number that may depend on the size of the batch, for a batch of this size."""
     if isinstance(size, torch.SymInt):
-        expression = size.node.expr
-        return int(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
-    if isinstance(size, torch.SymFloat):
-        expression = size.node.expr
-        return float(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
-    return size
+        return int(_substituted(size.node.expr, batch))
+    return float(_substituted(size.node.expr, batch)) if isinstance(size, torch.SymFloat) else size
+
+
+@lru_cache(maxsize=4096)  # sympy takes longer for it than a small operator takes to run
+def _substituted(expression: Any, batch: int) -> Any:
+    return expression.subs(dict.fromkeys(expression.free_symbols, batch))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from tlkd.contrasts import Group
 from tlkd.figures import Drawing
 from tlkd.findings import Findings, arm_label, find
 from tlkd.folder import StudyFolder
-from tlkd.summary import Summary, summarise
+from tlkd.summary import Statement, Summary, summarise
 
 
 def write(folder: Path) -> Path:
@@ -38,10 +38,14 @@ def write(folder: Path) -> Path:
 
 def plain(summary: Summary) -> str:
     """The summary as plain text: a headline and what stands beside it, then a line a hypothesis."""
-    words = {one.number: ", ".join(f"{each.label} {each.word}" for each in one.evidence) or one.word
-             for one in summary.statements}
-    lines = [f"H{one.number} {one.claim}: {words[one.number]}" for one in summary.statements]
+    lines = [f"H{one.number} {one.claim}: {_verdict(one)}" for one in summary.statements]
     return "\n".join([summary.headline, *summary.beside, *lines]) + "\n"
+
+
+def _verdict(one: Statement) -> str:
+    if len(one.evidence) == 1:
+        return f"{one.evidence[0].word}. {one.evidence[0].sentence}"
+    return ", ".join(f"{each.label} {each.word}" for each in one.evidence) or one.word
 
 
 def page(found: Findings, drawings: Sequence[Drawing]) -> str:
