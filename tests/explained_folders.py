@@ -40,6 +40,7 @@ def write_explanations(folder: Path, *, shares: Mapping[str, float] | None = Non
     root = folder / "explanations"
     root.mkdir()
     explained.save_images(root, chosen.images)
+    explained.save_current(root, {who: "e" * 20 for who in networks if who not in missing})
     for who, (name, predictions) in networks.items():
         if who in missing:
             continue

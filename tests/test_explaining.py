@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tlkd import explained, explaining, models, regions, rules, shapes
+from tlkd import explained, explaining, models, regions, report, rules, shapes
 from tlkd.checks import verify
 from tlkd.datasets import open_dataset
 from tlkd.errors import BadInput, RunFailed
@@ -150,7 +150,20 @@ def test_another_explanation_replaces_explanations_and_no_run(ran: Path, tmp_pat
     np.testing.assert_allclose(after.output, before.output, atol=1e-5)
     assert not np.allclose(after.expected, before.expected, atol=1e-3)
     manifest = json.loads((out / "explanations" / "tl-clean-0" / "manifest.json").read_text())
-    assert manifest["spec"]["background"] == {"kind": "black", "size": 20}
+    assert manifest["spec"]["background"] == {"kind": "black"}
+    # What was explained otherwise stays where it is, and no longer counts.
+    assert (out / "explanations" / "tl-clean-1" / "attributions.npz").is_file()
+    assert [run.run_id for run in explained.explained_runs(StudyFolder(out))] == ["tl-clean-0", "tl_kd-clean-0"]
+    assert explained.explained_teachers(StudyFolder(out)) == {}
+    assert verify(out) == (4, [])
+    report.write(out)
+    assert run_study(scenes("explanation.images=1", "explanation.seeds=1"), out, CPU) == {}
+    assert len(explained.load_images(StudyFolder(out)).sample_ids) == 10
+    report.write(out)
+    assert run_study(scenes("explanation=null"), out, CPU) == {}
+    assert explained.explained_runs(StudyFolder(out)) == []
+    assert "H2 TL+KD attends more to the foreground: not examined" in report.write(out).with_name(
+        "summary.txt").read_text()
     assert manifest["about"]["additive"] is True
 
 
@@ -204,10 +217,23 @@ def test_an_explanation_that_fails_is_reported_and_takes_nothing_along(
     with monkeypatch.context() as patch:
         patch.setattr(explaining, "deep_shap_of_heads", fail)
         failures = run_study(study, tmp_path / "out", CPU)
-    assert failures == {"explanation of tl-clean-0": "they are not additive"}
+    assert failures == {f"explanation of {who}-clean-0": "they are not additive" for who in ("tl", "tl_kd")}
     assert len(pd.read_csv(tmp_path / "out" / "results.csv")) == 2
     assert run_study(study, tmp_path / "out", CPU) == {}
     assert explained.there(StudyFolder(tmp_path / "out"), "tl-clean-0")
+
+
+def test_a_failure_of_an_earlier_start_is_forgotten(ran: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(ran / "out", out)
+    (out / "failures").mkdir(exist_ok=True)
+    (out / "failures" / "explanation-tl_kd-clean-1.txt").write_text("once upon a time\n")
+    assert run_study(scenes(), out, CPU) == {}
+
+
+def test_a_background_larger_than_the_training_split_is_refused(ran: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="found 500; allowed: 1 to 40, the images of the training split"):
+        run_study(scenes("explanation.background.size=500"), tmp_path / "out", CPU)
 
 
 # --- what is checked afterwards ---------------------------------------------------------------------------------------

@@ -34,7 +34,8 @@ FLOORS = {
 }
 TORCHLESS = ("specs", "reading", "statistics", "evaluation", "convergence", "store", "folder", "checks", "contrasts",
              "naming", "rasters", "annotations", "regions", "observations", "contributions", "explained", "foreground",
-             "album", "evidence", "pictures", "shares", "findings", "tables", "figures", "summary", "sections", "report")
+             "album", "evidence", "pictures", "shares", "findings", "tables", "figures", "summary", "sections",
+             "report")
 """What may import torch nowhere at all, floors aside: the report is drawn without it."""
 
 

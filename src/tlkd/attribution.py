@@ -43,7 +43,7 @@ class _Found:
     output: Tensor
     expected: Tensor
     classes: Tensor
-    span: float  # the range of outputs, or 1 where that is smaller
+    span: Tensor  # [image, 1]: the range of an image's outputs and the background's, or 1 where that is smaller
 
     @property
     def residual(self) -> Tensor:
@@ -104,7 +104,7 @@ def deep_shap_of_heads(backbone: nn.Module, heads: Sequence[nn.Linear | None], i
                             [each.classes[missed] for each in found])
         for old, new in zip(found, better, strict=True):
             old.put(missed, new)
-        missed = missed.masked_scatter(missed, torch.stack([each.missed(constants.dtype) for each in better]).any(0))
+        missed = torch.stack([each.missed(constants.dtype) for each in found]).any(0)  # as they are given back
     if missed.any():
         row = int(missed.nonzero()[0])
         worst = max(float(each.residual[row].abs().max()) for each in found)
@@ -270,7 +270,8 @@ def _values(program: Program, constants: Constants, heads: Sequence[nn.Linear | 
 def _found(values: Tensor, above: Tensor, below: Tensor, classes: Tensor, output: Output) -> _Found:
     """Attributions beside what they should sum to, from the logits of images and background."""
     above, below = above.double(), below.double()
-    span = max(1.0, float(torch.maximum(above.max(), below.max()) - torch.minimum(above.min(), below.min())))
+    high, low = above.amax(1, keepdim=True).clamp(min=below.max()), above.amin(1, keepdim=True).clamp(max=below.min())
+    span = (high - low).clamp(min=1)
     if output == "probability":
-        above, below, span = above.softmax(1), below.softmax(1), 1.0
+        above, below, span = above.softmax(1), below.softmax(1), torch.ones_like(span)
     return _Found(values, above.gather(1, classes), below.mean(0).expand_as(above).gather(1, classes), classes, span)

@@ -141,6 +141,8 @@ def status(folder: Folder) -> None:
         what = _outcome(found.result(run)) if run in done else failed.get(run.run_id, "")
         state = "done" if run in done else "failed" if run.run_id in failed else "waiting"
         print(f"{run.run_id:{width}}  {state:7}  {what}".rstrip())
+    for name, why in found.explanation_failures().items():
+        print(f"{name:{width}}  failed   its explanation: {why}")
     print(f"{len(done)} done, {len(failed)} failed, {len(runs) - len(done) - len(failed)} waiting of {len(runs)}")
 
 

@@ -127,8 +127,10 @@ def _attribution_sentence(found: Findings, each: Contrast) -> str:
         return (f"Attribution: not examined ({why_not_explained(found) or 'no seed is explained in both arms'}); "
                 "metrics and confusion alone are counted.")
     if seen.everything is None:
-        return f"Attribution: does not show it. Hypothesis 2 is {seen.word}: {seen.why}."
+        return f"Attribution: not counted. Hypothesis 2 is {seen.word}: {seen.why}."
     change = f"{gain(seen.everything.verdict.gain, 1)} points of foreground share"
+    if not seen.counts:
+        return f"Attribution: not counted. Hypothesis 2 is {seen.word} ({change}): {seen.why}."
     agrees = {"supported": "agrees", "refuted": "does not agree"}.get(seen.word, "does not show it")
     return f"Attribution: {agrees}. Hypothesis 2 is {seen.word} ({change})."
 

@@ -107,9 +107,30 @@ def teacher_name(name: str, seed: int | None = None) -> str:
     return f"teacher-{name}" if seed is None else f"teacher-{name}-{seed}"
 
 
+def save_current(folder: Path, addresses: Mapping[str, str]) -> None:
+    """Write `current.json` into a study's `explanations` folder: what the study explains now, and by which address."""
+    store.write_json(folder / "current.json", dict(addresses))
+
+
+def current(folder: StudyFolder) -> dict[str, str]:
+    """The addresses of the explanations that belong to the study as it is, by network."""
+    path = folder.path / "explanations" / "current.json"
+    if folder.study.explanation is None or not path.is_file():
+        return {}
+    with reading(path):
+        return {str(who): str(address) for who, address in store.read_json(path).items()}
+
+
 def there(folder: StudyFolder, who: str) -> bool:
-    """Whether a network's attributions are there (a folder appears only when it is whole)."""
-    return (place(folder, who) / store.MANIFEST).is_file()
+    """Whether a network's attributions are there and were made as the study now asks for them.
+
+    A folder appears only when it is whole; one that was made with other images, masks or settings is passed over.
+    """
+    path, wanted = place(folder, who) / store.MANIFEST, current(folder).get(who)
+    if wanted is None or not path.is_file():
+        return False
+    with reading(path):
+        return bool(store.read_json(path)["address"] == wanted)
 
 
 def explained_runs(folder: StudyFolder) -> list[Run]:

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from tlkd import explained, explainers, models, progress, regions, seeding, store
 from tlkd.attribution import Attributions, deep_shap, deep_shap_of_heads
+from tlkd.errors import BadInput, RunFailed
 from tlkd.explained import Explained, ExplainedImages
 from tlkd.folder import Run, StudyFolder, load_predictions
 from tlkd.masks import Masks, open_masks
@@ -30,6 +32,7 @@ VERSION = 1  # of what an explanation is; a change that alters results raises it
 MOST_VALUES = 2**28  # numbers of attributions that are held at a time: 1 GiB
 DEFAULT_IMAGES = 2  # of each class, where there are no masks to say which
 PIXELS = 64 * 96**2  # of the pairs that Deep SHAP holds at a time: 64 pairs of 96-pixel images
+MOST_DRAWN = 2**27  # numbers that the pictures of one network hold: fewer images are drawn where classes are many
 TOGETHER = 4  # images explained between two steps of the progress bar
 
 Ints = NDArray[np.int64]
@@ -57,6 +60,10 @@ def prepare(workshop: Workshop) -> Subject | None:
     spec = workshop.study.explanation
     if spec is None:
         return None
+    there = len(workshop.dataset.splits["train"])
+    if spec.background.kind in ("random", "first") and spec.background.size > there:
+        raise BadInput(f"explanation.background.size: found {spec.background.size}; allowed: 1 to {there}, the "
+                       "images of the training split")
     masks = {}
     for network in [workshop.study.student, *(workshop.study.used_teachers.values() if spec.teachers else [])]:
         if workshop.study.data.masks is not None and network.input_size not in masks:
@@ -65,7 +72,7 @@ def prepare(workshop: Workshop) -> Subject | None:
     own = masks.get(workshop.study.student.input_size)
     rows, pictured = choose(workshop, spec, own)
     ids = [workshop.dataset.ids[row] for row in rows]
-    digest = hashlib.sha256(canonical([ids, pictured.tolist(), own and own.content]).encode()).hexdigest()
+    digest = hashlib.sha256(canonical([ids, own and own.content]).encode()).hexdigest()
     subject = Subject(spec, rows, pictured, masks, digest)
     _try_out(workshop, subject)
     return subject
@@ -95,7 +102,8 @@ def choose(workshop: Workshop, spec: Explanation, masks: Masks | None) -> tuple[
     pictured = [number for label in range(len(dataset.classes))
                 for number in sorted(np.flatnonzero(dataset.labels[rows] == label),
                                      key=lambda number: (standing[rows[number]], number))[:spec.pictures]]
-    return rows, np.sort(np.array(pictured, np.int64))
+    most = max(1, MOST_DRAWN // (len(dataset.classes) * workshop.study.student.input_size**2))
+    return rows, np.sort(np.array(pictured, np.int64))[:most]
 
 
 def _try_out(workshop: Workshop, subject: Subject) -> None:
@@ -106,10 +114,11 @@ def _try_out(workshop: Workshop, subject: Subject) -> None:
         network = network_for(workshop, spec, study.seeds[0], key, fit=getattr(spec, "fit", True))
         black, white = (torch.full((1, 3, spec.input_size, spec.input_size), value, device=workshop.device)
                         for value in (-1.0, 1.0))
-        if subject.spec.explainer == "deep_shap":
-            deep_shap(network.backbone, black, white, 0, program=_program(subject, network, spec))
-        else:
-            explainers.explain(subject.spec.explainer, network, black, white, 0, subject.spec.output)
+        with suppress(RunFailed):  # two images that are no photographs: what rounding does to them is no reason to stop
+            if subject.spec.explainer == "deep_shap":
+                deep_shap(network.backbone, black, white, 0, program=_program(subject, network, spec))
+            else:
+                explainers.explain(subject.spec.explainer, network, black, white, 0, subject.spec.output)
 
 
 def _program(subject: Subject, network: Network, spec: NetworkSpec) -> Program:
@@ -163,29 +172,45 @@ def explain_all(workshop: Workshop, folder: StudyFolder, subject: Subject, sitte
     Networks that share a frozen backbone are explained together. `attempt` does one piece of work and keeps why it
     failed.
     """
-    explained.save_images(folder.path / "explanations", _images(workshop, subject))
-    waiting = [each for each in sitters
-               if store.find(explained.place(folder, each.who), _where(workshop, subject, each)) is None]
+    root, wanted = folder.path / "explanations", {each.who: _where(workshop, subject, each) for each in sitters}
+    forget_failures(folder)
+    if explained.current(folder) != wanted:  # what lies there now is not of the images that are written next
+        explained.save_current(root, {})
+    explained.save_images(root, _images(workshop, subject))
+    explained.save_current(root, wanted)
+    waiting = [each for each in sitters if store.find(explained.place(folder, each.who), wanted[each.who]) is None]
     with progress.bar("explanations", len(waiting)) as advance:
         for group in _groups(workshop, subject, waiting):
             def make(group: Sequence[Sitter] = group) -> None:
                 for sitter, values in zip(group, _explain(workshop, subject, group), strict=True):
                     _publish(workshop, folder, subject, sitter, *values)
 
-            attempt(folder.explanation_failure_path(group[0].who), make)
-            for _ in group:
+            failure = folder.explanation_failure_path(group[0].who)
+            attempt(failure, make)
+            why = failure.read_text() if failure.is_file() else ""
+            failure.unlink(missing_ok=True)
+            for each in group:
+                if why and not explained.there(folder, each.who):
+                    store.replace_text(folder.explanation_failure_path(each.who), why)
                 advance()
+
+
+def forget_failures(folder: StudyFolder) -> None:
+    """Remove what failed explanations of an earlier start left."""
+    for path in (folder.path / "failures").glob("explanation-*.txt"):
+        path.unlink()
 
 
 def _groups(workshop: Workshop, subject: Subject, waiting: Sequence[Sitter]) -> Iterator[list[Sitter]]:
     """What is explained in one go: networks of one frozen backbone, as many as memory holds."""
-    side = workshop.study.student.input_size
-    most = max(1, MOST_VALUES // max(1, 3 * side * side * (len(subject.rows))))
+    classes = len(workshop.dataset.classes)
     group: list[Sitter] = []
     for each in waiting:
+        drawn = len(subject.pictured) * classes if each.pictured else 0
+        most = max(1, MOST_VALUES // (each.spec.input_size**2 * (3 * len(subject.rows) + drawn) + 1))
         alone = (subject.spec.explainer != "deep_shap" or each.spec.trainable != "head" or each.spec.weights == "none"
                  or each.spec.batch_norm != "eval")
-        if group and (alone or each.spec != group[0].spec or each.pictured != group[0].pictured or len(group) == most):
+        if group and (alone or each.spec != group[0].spec or each.pictured != group[0].pictured or len(group) >= most):
             yield group
             group = []
         group.append(each)
@@ -204,7 +229,8 @@ def _explain(workshop: Workshop, subject: Subject, group: Sequence[Sitter]) -> l
     images, background = inputs(workshop, subject, network), backgrounds(workshop, subject, network)
     labels = torch.from_numpy(workshop.dataset.labels[subject.rows]).to(workshop.device)
 
-    def explain(rows: Ints, everything: bool) -> list[Attributions]:
+    def explain(rows: Ints, everything: bool) -> list[list[Attributions]]:
+        """The attributions of every head, a few images at a time."""
         parts: list[list[Attributions]] = []
         with progress.bar(f"{group[0].who}{' and others' if len(group) > 1 else ''}", len(rows)) as advance:
             for first in range(0, len(rows), TOGETHER):
@@ -218,19 +244,26 @@ def _explain(workshop: Workshop, subject: Subject, group: Sequence[Sitter]) -> l
                 else:
                     parts.append([explainers.explain(subject.spec.explainer, network, images[part], background, targets,
                                                      subject.spec.output)])
+                parts[-1] = [_kept(each, everything) for each in parts[-1]]
                 for _ in part:
                     advance()
-        return [_joined([part[number] for part in parts]) for number in range(len(heads))]
+        return [list(each) for each in zip(*parts, strict=True)]
 
-    of_labels = explain(np.arange(len(subject.rows)), False)
+    of_labels = [_joined(each) for each in explain(np.arange(len(subject.rows)), False)]
     side = network.input_size
     if not group[0].pictured or not len(subject.pictured):
         return [(each, torch.empty(0, len(workshop.dataset.classes), side, side)) for each in of_labels]
-    return list(zip(of_labels, [each.values.sum(2) for each in explain(subject.pictured, True)], strict=True))
+    return list(zip(of_labels, [_joined(each).values for each in explain(subject.pictured, True)], strict=True))
+
+
+def _kept(found: Attributions, everything: bool) -> Attributions:
+    """What is kept of a part: on the CPU, and of all classes the sums over channels alone."""
+    values = found.values.sum(2) if everything else found.values
+    return Attributions(*(each.cpu() for each in (values, found.output, found.expected, found.residual)))
 
 
 def _joined(parts: Sequence[Attributions]) -> Attributions:
-    return Attributions(*(torch.cat([getattr(part, name).cpu() for part in parts])
+    return Attributions(*(torch.cat([getattr(part, name) for part in parts])
                           for name in ("values", "output", "expected", "residual")))
 
 
@@ -242,12 +275,14 @@ def _where(workshop: Workshop, subject: Subject, sitter: Sitter) -> str:
 def _affecting(workshop: Workshop, subject: Subject, sitter: Sitter) -> dict[str, Any]:
     """What decides an explanation beside its inputs."""
     spec = subject.spec.model_dump(mode="json", include={"explainer", "output", "background", "signs"})
+    if subject.spec.background.kind in ("black", "mean"):
+        del spec["background"]["size"]  # one image
     if sitter.key not in subject.input_specs:
         network = network_for(workshop, sitter.spec, sitter.seed, sitter.key, fit=sitter.fit)
         subject.input_specs[sitter.key] = input_spec(workshop, network)
     first = workshop.study.seeds[0] if subject.spec.background.kind == "first" else None
-    return {**spec, "pictured": sitter.pictured, "first_seed": first, "data_seed": workshop.study.data.data_seed,
-            "input": subject.input_specs[sitter.key]}
+    return {**spec, "pictured": subject.pictured.tolist() if sitter.pictured else [], "first_seed": first,
+            "data_seed": workshop.study.data.data_seed, "input": subject.input_specs[sitter.key]}
 
 
 def _inputs(workshop: Workshop, subject: Subject, sitter: Sitter) -> dict[str, str]:

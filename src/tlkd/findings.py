@@ -104,7 +104,7 @@ class Findings:
     def word(self, each: Contrast) -> str:
         """Hypothesis 1's verdict: metrics, confusion and, where it was examined, attribution must agree."""
         attends = self.foreground(each)
-        if each.word == "supported" and attends is not None and attends.word != "supported":
+        if each.word == "supported" and attends is not None and attends.counts and attends.word != "supported":
             return "inconclusive"
         return each.word
 

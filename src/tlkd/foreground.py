@@ -104,6 +104,11 @@ class Foreground:
     same_as_tl: bool
 
     @property
+    def counts(self) -> bool:
+        """Whether hypothesis 1 takes this as evidence: not where too few seeds or images rule out *supported*."""
+        return self.word in ("supported", "refuted") or not self.why
+
+    @property
     def robust(self) -> bool | None:
         """Whether the word stands without the masks marked uncertain; None where none is, or no other is left."""
         return None if self.certain is None or self.same_as_tl else self.certain.verdict.word == self.word

@@ -404,15 +404,20 @@ def observations(found: Findings, each: Foreground) -> Table:
                  dense=True)
 
 
+def _marked(row: Mapping[Any, Any]) -> str:
+    """A class with the marks of the arms that classify its image wrong."""
+    return f"{row['class']}{'' if row['tl_correct'] else ' †'}{'' if row['kd_correct'] else ' ‡'}"
+
+
 def contributions(found: Findings, each: Foreground, place: int) -> Table | None:
     """Tables 6.3 (`place` 0) and 6.4 (1): sums inside and outside of the mask for one image a class."""
     frame = tables.contributions(found, place)
     frame = frame[(frame["arm"] == each.arm.name) & (frame["condition"] == each.condition)]
     if frame.empty:
         return None
-    sums = [name for name in frame.columns if name.startswith(("tl_", "kd_"))]
+    sums = [name for name in frame.columns if name.startswith(("tl_fg", "tl_bg", "kd_fg", "kd_bg"))]
     digits = decimals(frame[sums].to_numpy(np.float64).ravel().tolist())
-    rows = [(row["class"], *(number(row[name], digits) for name in sums),
+    rows = [(_marked(row), *(number(row[name], digits) for name in sums),
              *(number(row[name]) for name in regions.RATIOS)) for row in frame.to_dict("records")]
     tl = arm_label(found.study, found.tl) if found.tl is not None else "TL"
     arm, seed = arm_label(found.study, each.arm), tables.shown_seed(found, each)
@@ -428,5 +433,5 @@ def contributions(found: Findings, each: Foreground, place: int) -> Table | None
     return _short(caption, heads, rows, file=("contributions.csv", "contributions_again.csv")[place], totals=0,
                   groups=groups, note=(
                       f"{which}, with the networks of seed {seed}. Sums of values above and below 0; diff = pos + neg. "
-                      f"A/B < 1 where {arm}'s foreground diff is the larger, both being positive. `tlkd regions` reads "
-                      "the file.").replace("`", ""))
+                      f"A/B < 1 where {arm}'s foreground diff is the larger, both being positive. Classified wrong by "
+                      f"{tl}: †, by {arm}: ‡. tlkd regions reads the file."))

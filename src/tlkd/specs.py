@@ -5,7 +5,7 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -95,6 +95,13 @@ class Data(Spec):
     def _normalise(cls, value: Any) -> Any:
         if not isinstance(value, dict | Normalisation) and value not in ("model", "dataset"):
             raise ValueError("allowed: model, dataset, {mean: [R, G, B], sd: [R, G, B]}")
+        return value
+
+    @field_validator("masks")
+    @classmethod
+    def _masks(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("allowed: strokes, exact, a file, a folder, null")
         return value
 
     @model_validator(mode="after")
@@ -245,6 +252,15 @@ class Explanation(Spec):
     seeds: Literal["all"] | Positive = "all"
     teachers: bool = True
     signs: Literal["channel", "summed"] = "channel"
+
+    @field_validator("images", "seeds", mode="before")
+    @classmethod
+    def _number_or_word(cls, value: Any, info: ValidationInfo) -> Any:
+        words = {"images": ("masks", None), "seeds": ("all",)}[info.field_name or ""]
+        if value in words or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+            return value
+        raise ValueError("allowed: masks, null, or a number of images a class" if info.field_name == "images" else
+                         "allowed: all, or a number of seeds")
 
 
 class Verdict(Spec):

@@ -55,7 +55,9 @@ def run_study(study: Study, out: Path, device: torch.device, command: str = "") 
             attempt(folder.failure_path(run), lambda: publish_run(workshop, folder, run, soft))  # noqa: B023
         write_stages(workshop, folder)
         collect(folder)
-        if subject is not None:
+        if subject is None:
+            explaining.forget_failures(folder)
+        else:
             explaining.explain_all(workshop, folder, subject, sitters(workshop, folder, subject, soft), attempt)
         if not folder.failures():
             shutil.rmtree(out / ".work", ignore_errors=True)

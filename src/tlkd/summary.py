@@ -70,6 +70,8 @@ def headline(found: Findings) -> str:
         return f"Nothing to compare: {_why_no_contrast(found)}"
     if len(found.tested) == 1:
         text = _one_headline(found.tested[0], endpoint)
+        if found.tested[0].word == "supported" and found.word(found.tested[0]) != "supported":
+            text = f"{text.removesuffix('.')}, but attribution does not bear it out."
         if found.study.student.start != "tl":
             return text
         return f"{text.removeprefix('The teacher helps: ').removesuffix('.')}; but it trained twice as long."

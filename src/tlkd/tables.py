@@ -303,8 +303,9 @@ def contributions(found: Findings, place: int) -> pd.DataFrame:
         frame = pd.concat([tl[names], kd[names]], axis=1)
         frame.columns = pd.Index(columns)
         frames.append(pd.concat([tl[["class"]], frame, regions.ratios(tl, kd), tl[["sample_id"]].assign(
-            seed=seed, condition=each.condition, arm=each.arm.name)], axis=1))
-    heads = ["class", *columns, *regions.RATIOS, "sample_id", "seed", "condition", "arm"]
+            tl_correct=tl["correct"], kd_correct=kd["correct"], seed=seed, condition=each.condition,
+            arm=each.arm.name)], axis=1))
+    heads = ["class", *columns, *regions.RATIOS, "sample_id", "tl_correct", "kd_correct", "seed", "condition", "arm"]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=heads)
 
 
