@@ -51,7 +51,7 @@ class Subject:
     input_specs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def prepare(workshop: Workshop) -> Subject | None:
+def prepare(workshop: Workshop, folder: StudyFolder) -> Subject | None:
     """Choose what will be explained, and make sure that it can be, before anything is trained.
 
     None where the study explains nothing. Raises `BadInput` for masks that cannot be used, and for a network with an
@@ -74,8 +74,19 @@ def prepare(workshop: Workshop) -> Subject | None:
     ids = [workshop.dataset.ids[row] for row in rows]
     digest = hashlib.sha256(canonical([ids, own and own.content]).encode()).hexdigest()
     subject = Subject(spec, rows, pictured, masks, digest)
-    _try_out(workshop, subject)
+    _try_out(workshop, subject, _tried(folder, spec))
     return subject
+
+
+def _tried(folder: StudyFolder, spec: Explanation) -> set[str]:
+    """Where the specs stand of the networks that this folder holds an explanation of, by the same explainer."""
+    if not (folder.path / "study.yaml").is_file():
+        return set()
+    before = folder.study.explanation
+    if before is None or before.explainer != spec.explainer:
+        return set()
+    return {*(f"teachers.{name}" for name in explained.explained_teachers(folder)),
+            *(["student"] if explained.explained_runs(folder) else [])}
 
 
 def choose(workshop: Workshop, spec: Explanation, masks: Masks | None) -> tuple[Ints, Ints]:
@@ -106,11 +117,16 @@ def choose(workshop: Workshop, spec: Explanation, masks: Masks | None) -> tuple[
     return rows, np.sort(np.array(pictured, np.int64))[:most]
 
 
-def _try_out(workshop: Workshop, subject: Subject) -> None:
-    """Explain one black image by one white one: an operator without a rule is known before hours of training."""
+def _try_out(workshop: Workshop, subject: Subject, tried: set[str]) -> None:
+    """Explain one black image by one white one: an operator without a rule is known before hours of training.
+
+    Networks whose place in the study is in `tried` are passed over: tracing them takes seconds.
+    """
     study = workshop.study
     for key, spec in [("student", study.student), *(
             (f"teachers.{name}", teacher) for name, teacher in study.used_teachers.items() if subject.spec.teachers)]:
+        if key in tried:
+            continue
         network = network_for(workshop, spec, study.seeds[0], key, fit=getattr(spec, "fit", True))
         black, white = (torch.full((1, 3, spec.input_size, spec.input_size), value, device=workshop.device)
                         for value in (-1.0, 1.0))

@@ -45,7 +45,7 @@ def run_study(study: Study, out: Path, device: torch.device, command: str = "") 
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     workshop = Workshop(study, open_dataset(study.data, max_input_size(study), cache), cache, device)
     build_all(workshop)
-    subject = explaining.prepare(workshop)
+    subject = explaining.prepare(workshop, folder)
     with store.guard_disk(out):
         folder.prepare(study, provenance(command, device))
         write_card(workshop, out)
