@@ -10,7 +10,7 @@ import pytest
 from tlkd import rasters
 from tlkd.annotations import Annotated, BadAnnotation, parse
 
-SHARED = Path("/work/shared/data/cifar10-masks/annotations.coco.json")
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "cifar10-masks" / "annotations.coco.json"
 SQUARE = [1, 1, 5, 1, 5, 4, 1, 4]
 
 

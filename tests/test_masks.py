@@ -16,7 +16,7 @@ from tlkd.errors import BadInput
 from tlkd.masks import Masks, open_masks
 from tlkd.specs import Data, Shapes
 
-SHARED = Path("/work/shared/data")
+SHARED = Path(__file__).parents[2] / "shared" / "data"
 CLASSES = ("cat", "sea_lion")
 WIDTH, HEIGHT = 12, 8
 FIRST, SECOND, OTHER = "test/cat/000.png", "test/cat/001.png", "test/sea_lion/002.png"
