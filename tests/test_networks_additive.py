@@ -128,8 +128,8 @@ def test_untrained_networks(case):
 
 
 @pytest.mark.parametrize(("name", "side"), [
-    ("efficientnet_lite0", 64), *(pytest.param(name, 224, marks=pytest.mark.slow) for name in (
-        "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"))])
+    ("efficientnet_lite0", 64), *(pytest.param(name, side, marks=pytest.mark.slow) for name, side in (
+        ("efficientnet_lite0", 224), ("efficientnet_lite1", 128), ("efficientnet_lite2", 128)))])
 def test_pretrained_networks(name, side):
     """ImageNet's own weights and classes: features of order 1, and no head of ours."""
     network = models.build(Spec(model=f"packaged:{name}", input_size=side), 1000, 0, fit=False)
