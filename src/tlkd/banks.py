@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,8 +41,9 @@ def cached(cache: Path, kind: str, made_from: Mapping[str, Any], inputs: Mapping
 
 
 def build(cache: Path, kind: str, made_from: Mapping[str, Any], inputs: Mapping[str, str], width: int,
-          sources: Mapping[str, tuple[Source, int, int]], forward: Callable[[Tensor], Tensor], what: str) -> Bank:
-    """The bank of `forward` over `sources`, out of the cache or made now.
+          sources: Mapping[str, tuple[Source, int, int]], forward: Callable[[Tensor], Tensor], what: str,
+          threads: int = 0) -> Bank:
+    """The bank of `forward` over `sources`, out of the cache or made now, by as many threads (0: as torch has).
 
     `sources` gives for each split (source, number of views, number of samples); `what` is the progress bar's text.
     Raw outputs are kept in float32: logits, not probabilities, so that the temperature stays free.
@@ -50,21 +52,43 @@ def build(cache: Path, kind: str, made_from: Mapping[str, Any], inputs: Mapping[
         started = time.perf_counter()
         for split, (source, views, count) in sources.items():
             array = store.allocate(folder / f"{split}.npy", (views, count, width), np.float32)
-            write(array, source, forward, f"{what} ({split})")
+            write(array, source, forward, f"{what} ({split})", threads)
             array.flush()
         return {"splits": {split: [views, count, width] for split, (_, views, count) in sources.items()},
-                "threads": torch.get_num_threads(), "torch": torch.__version__,
+                "torch": torch.__version__,
                 "seconds": round(time.perf_counter() - started, 3)}
 
     return Bank(store.get(cache, kind, VERSION, dict(made_from), inputs, fill))
 
 
-def write(array: NDArray[np.float32], source: Source, forward: Callable[[Tensor], Tensor], what: str) -> None:
-    """Fill a bank's array, `[view, sample, width]`, batch by batch."""
+def write(array: NDArray[np.float32], source: Source, forward: Callable[[Tensor], Tensor], what: str,
+          threads: int = 0) -> None:
+    """Fill a bank's array, `[view, sample, width]`, batch by batch.
+
+    On the CPU each batch is computed by one thread and several batches at a time: so the last bits of a bank do not
+    depend on the number of threads, nor on how many processes share the machine.
+    """
     views, count, _ = array.shape
-    size = BATCH["cuda" if isinstance(source, Pixels) and source.device.type == "cuda" else "cpu"]
-    steps = [(view, samples) for view in range(views) for samples in chunks(count, size)]
-    with torch.inference_mode():
-        for view, samples in progress.track(steps, what, len(steps)):
+    cuda = isinstance(source, Pixels) and source.device.type == "cuda"
+    steps = [(view, samples) for view in range(views) for samples in chunks(count, BATCH["cuda" if cuda else "cpu"])]
+
+    def fill(step: tuple[int, NDArray[np.int64]]) -> None:
+        view, samples = step
+        with torch.inference_mode():
             output = forward(source(np.full_like(samples, view), samples))
             array[view, samples[0]:samples[-1] + 1] = output.float().cpu().numpy()
+
+    if cuda:
+        for step in progress.track(steps, what, len(steps)):
+            fill(step)
+        return
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(threads or before, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            for _ in progress.track(pool.map(fill, steps), what, len(steps)):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+        finally:
+            torch.set_num_threads(before)

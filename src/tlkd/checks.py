@@ -32,10 +32,17 @@ def verify(path: Path) -> tuple[int, list[str]]:
         problems += [f"teachers/{path.name}/{line}" for path in paths for line in _metric_problems(path)]
         if not paths:
             problems.append(f"teachers/{name}: is not there")
+    problems += _robustness_problems(folder)
     for who in [*(run.run_id for run in folder.finished()), *explained.explained_teachers(folder).values()]:
         if explained.there(folder, who):
             problems += [f"explanations/{who}/{line}" for line in _explanation_problems(folder, who)]
     return len(finished), problems
+
+
+def _robustness_problems(folder: StudyFolder) -> list[str]:
+    """Whether what students said of distorted images is as it was written."""
+    there = [run for run in folder.finished() if (folder.robustness_path(run) / store.MANIFEST).is_file()]
+    return [f"robustness/{run.run_id}/{line}" for run in there for line in _damage(folder.robustness_path(run))]
 
 
 def _explanation_problems(folder: StudyFolder, who: str) -> list[str]:

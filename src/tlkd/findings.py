@@ -15,11 +15,11 @@ from tlkd.album import Overview
 from tlkd.contrasts import METRICS, Contrast, Floats, Group, Ints, contrast_all, tl_arm
 from tlkd.errors import BadInput
 from tlkd.evaluation import Reliability
-from tlkd.folder import Predictions, Run, StudyFolder, load_predictions
+from tlkd.folder import Predictions, Run, StudyFolder, TeacherFit, load_predictions, teacher_fit, teacher_fits
 from tlkd.foreground import Explanations, Foreground
 from tlkd.specs import Arm, Study, Teacher
 
-Fits = Mapping[str, Mapping[int | None, Predictions]]  # teacher -> seed, None for a teacher of all seeds -> predictions
+Fits = Mapping[TeacherFit, Predictions]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class TeacherResult:
     """A teacher on the test split; `[fit]` is one, or one a seed."""
 
     name: str
+    condition: str  # empty where it was fitted on the training samples as they are
     spec: Teacher
     metrics: Mapping[str, Floats]  # name -> [fit]
     reliability: Reliability
@@ -157,10 +158,11 @@ def _groups(folder: StudyFolder, finished: Sequence[Run], teachers: Fits) -> tup
             label = arm_label(folder.study, arm)
             predictions = [_same_images(folder.predictions(run), first, run.run_id) for run in runs]
             groups.append(_group(folder, runs, predictions, label))
-            for name, theirs in teachers.items():
+            for name in folder.study.used_teachers:
                 close = [evaluation.agreement(mine.logits, _same_images(their, first, f"teacher {name}").logits)
                          for run, mine in zip(runs, predictions, strict=True)
-                         for their in [theirs.get(run.seed, theirs.get(None))] if their is not None]
+                         for their in [teachers.get(teacher_fit(folder.study, name, condition, run.seed))]
+                         if their is not None]
                 if close:
                     agreements.append(Agreement(name, arm.name, condition.name, label,
                                                 np.array([each["top1"] for each in close]),
@@ -207,34 +209,31 @@ def _same_images(predictions: Predictions, first: Predictions, who: str) -> Pred
 # --- teachers ---------------------------------------------------------------------------------------------------------
 
 
-def _teacher_predictions(folder: StudyFolder, finished: Sequence[Run]) -> dict[str, dict[int | None, Predictions]]:
-    """Each teacher's predictions by seed; None stands for a teacher of all seeds.
+def _teacher_predictions(folder: StudyFolder, finished: Sequence[Run]) -> dict[TeacherFit, Predictions]:
+    """The predictions of each fit of a teacher.
 
     A teacher that failed, or is not there yet, is left out; one that a finished run learnt from must be there.
     """
     learnt_from = {folder.teacher_of(run) for run in finished if run.arm.teacher is not None}
-    found: dict[str, dict[int | None, Predictions]] = {}
-    for name, teacher in folder.study.used_teachers.items():
-        seeds: list[int | None] = list(folder.study.seeds) if teacher.per_seed else [None]
-        paths = {seed: folder.teacher_path(name, seed) for seed in seeds}
-        found[name] = {seed: load_predictions(path / "predictions.npz") for seed, path in paths.items()
-                       if path.is_dir() or path in learnt_from}
-    return found
+    paths = {fit: folder.teacher_path(fit) for fit in teacher_fits(folder.study)}
+    return {fit: load_predictions(path / "predictions.npz") for fit, path in paths.items()
+            if path.is_dir() or path in learnt_from}
 
 
 def _teacher_results(folder: StudyFolder, teachers: Fits,
                      groups: Sequence[Group]) -> tuple[TeacherResult, ...]:
     baseline = tl_arm(folder.study)
-    students = [group.metrics["accuracy"].mean() for group in groups
+    students = [(group.condition, float(group.metrics["accuracy"].mean())) for group in groups
                 if baseline is not None and group.arm.name == baseline.name]
     results = []
-    for name, fits in teachers.items():
-        if not fits:
-            continue
+    for name, condition in dict.fromkeys((fit.name, fit.condition.name if fit.condition else "") for fit in teachers):
+        fits = {fit: one for fit, one in teachers.items()
+                if (fit.name, fit.condition.name if fit.condition else "") == (name, condition)}
         metrics = _columns([evaluation.metrics(one.labels, one.logits) for one in fits.values()])
-        results_of = [folder.teacher_result(folder.teacher_path(name, seed)) for seed in fits]
-        weaker = bool(students) and float(metrics["accuracy"].mean()) <= max(map(float, students))
-        results.append(TeacherResult(name, folder.study.teachers[name], metrics,
+        results_of = [folder.teacher_result(folder.teacher_path(fit)) for fit in fits]
+        beside = [accuracy for where, accuracy in students if where == condition or not condition]
+        weaker = bool(beside) and float(metrics["accuracy"].mean()) <= max(beside)
+        results.append(TeacherResult(name, condition, folder.study.teachers[name], metrics,
                                      _pooled_reliability(list(fits.values())),
                                      int(results_of[0]["parameters"]), weaker))
     return tuple(results)

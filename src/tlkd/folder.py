@@ -20,9 +20,13 @@ RESULT_COLUMNS = ("run_id", "arm", "condition", "seed", "test_accuracy", "test_p
                   "test_log_loss", "test_ece", "teacher_agreement", "epochs", "best_epoch", "seconds")
 """The columns of `results.csv`, a row a finished run; fractions in [0, 1], macro averages."""
 
-EXTENDABLE = ("name", "verdict", "footnotes", "explanation")
-"""Keys that may change when a study is run again into its folder (`data.masks` too); seeds, arms and teachers may be
-added to."""
+EXTENDABLE = ("name", "verdict", "footnotes", "explanation", "robustness", "exclude")
+"""Keys that may change when a study is run again into its folder (`data.masks` too); seeds, arms, conditions and
+teachers may be added to."""
+
+
+KILLED = "its worker was killed"
+"""How the reason begins of a failure that was none of the step's own: it is tried again at the next start."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,49 @@ class Predictions:
     logits: NDArray[np.float32]  # [sample, class]
 
 
+@dataclass(frozen=True)
+class TeacherFit:
+    """One fit of a teacher; `condition` where it was fitted under a difficulty, `seed` where for one seed alone."""
+
+    name: str
+    condition: Condition | None = None
+    seed: int | None = None
+
+    @property
+    def fit_id(self) -> str:
+        """The name of the fit's folder, e.g. `lite2`, `lite2-3` or `lite2-noisy-3`."""
+        parts = [self.name, self.condition and self.condition.name, self.seed]
+        return "-".join(str(part) for part in parts if part is not None)
+
+    def __hash__(self) -> int:  # a condition may hold mappings, which have none
+        return hash(self.fit_id)
+
+
 def plan(study: Study) -> tuple[Run, ...]:
     """All runs of a study, in the order they are made: a `tl` arm first, since others may start from it."""
     arms = sorted(study.arms, key=lambda arm: arm.kind != "tl")
-    return tuple(Run(arm, condition, seed) for condition in study.conditions for seed in study.seeds for arm in arms)
+    return tuple(Run(arm, condition, seed) for condition in study.conditions for seed in study.seeds_of(condition)
+                 for arm in arms if condition.arms is None or arm.name in condition.arms
+                 if not any(rule.names(arm.name, condition.name, seed) for rule in study.exclude))
+
+
+def teacher_fit(study: Study, name: str, condition: Condition, seed: int) -> TeacherFit:
+    """The fit of a teacher that a run with this condition and seed learns from.
+
+    A teacher that is trained under the condition knows no more than its student: it is fitted for each seed, on the
+    samples that this seed draws.
+    """
+    teacher = study.teachers[name]
+    if teacher.fit and teacher.trained_on == "condition" and not condition.plain:
+        return TeacherFit(name, condition, seed)
+    return TeacherFit(name, None, seed if teacher.per_seed else None)
+
+
+def teacher_fits(study: Study) -> tuple[TeacherFit, ...]:
+    """Every fit of a teacher that some run learns from, in the order of the runs."""
+    fits = [teacher_fit(study, run.arm.teacher, run.condition, run.seed) for run in plan(study)
+            if run.arm.teacher is not None]
+    return tuple({fit.fit_id: fit for fit in fits}.values())
 
 
 def save_predictions(path: Path, predictions: Predictions) -> None:
@@ -91,13 +134,32 @@ class StudyFolder:
         """Where a finished run lies."""
         return self.path / "runs" / run.run_id
 
+    def robustness_path(self, run: Run) -> Path:
+        """Where lies what a finished run's student says of distorted test images."""
+        return self.path / "robustness" / run.run_id
+
     def failure_path(self, run: Run) -> Path:
         """Where a failed run says why."""
         return self.path / "failures" / f"{run.run_id}.txt"
 
-    def teacher_failure_path(self, name: str, seed: int | None = None) -> Path:
+    def teacher_failure_path(self, fit: TeacherFit) -> Path:
         """Where a failed teacher says why."""
-        return self.path / "failures" / f"teacher-{name}{'' if seed is None else f'-{seed}'}.txt"
+        return self.path / "failures" / f"teacher-{fit.fit_id}.txt"
+
+    def robustness_failure_path(self, run: Run) -> Path:
+        """Where it says why a finished run's student could not be shown distorted images."""
+        return self.path / "failures" / f"robustness-{run.run_id}.txt"
+
+    def robustness_failures(self) -> dict[str, str]:
+        """Why robustness could not be measured: the first line of what each left, by run."""
+        return {f"robustness of {path.stem.removeprefix('robustness-')}": _first_line(path)
+                for path in sorted((self.path / "failures").glob("robustness-*.txt"))}
+
+    def forget_failures(self, everything: bool) -> None:
+        """Remove what failed steps left, so that they are tried again: those that were killed, or all."""
+        for path in (self.path / "failures").glob("*.txt"):
+            if not path.name.startswith("explanation-") and (everything or KILLED in _first_line(path)):
+                path.unlink(missing_ok=True)
 
     def explanation_failure_path(self, who: str) -> Path:
         """Where a failed explanation says why; `who` is the first network of those that were explained together."""
@@ -105,12 +167,12 @@ class StudyFolder:
 
     def explanation_failures(self) -> dict[str, str]:
         """Why explanations failed: the first line of what each left, by network."""
-        return {path.stem.removeprefix("explanation-"): path.read_text(errors="replace").partition("\n")[0]
+        return {path.stem.removeprefix("explanation-"): _first_line(path)
                 for path in sorted((self.path / "failures").glob("explanation-*.txt"))}
 
-    def teacher_path(self, name: str, seed: int | None = None) -> Path:
-        """Where a teacher's result lies; `seed` for a teacher per seed."""
-        return self.path / "teachers" / (name if seed is None else f"{name}-{seed}")
+    def teacher_path(self, fit: TeacherFit) -> Path:
+        """Where a teacher's result lies."""
+        return self.path / "teachers" / fit.fit_id
 
     @cached_property
     def _file(self) -> dict[str, Any]:
@@ -146,18 +208,16 @@ class StudyFolder:
     def failures(self) -> dict[str, str]:
         """Why runs failed: the first line of what each left, by run id."""
         paths = {run.run_id: self.failure_path(run) for run in self.runs()}
-        return {name: path.read_text(errors="replace").partition("\n")[0]
-                for name, path in paths.items() if path.is_file()}
+        return {name: _first_line(path) for name, path in paths.items() if path.is_file()}
 
     def teacher_failures(self) -> dict[str, str]:
-        """Why teachers that are not there failed: the first line of what each left, by name (and seed)."""
+        """Why teachers that are not there failed: the first line of what each left, by name (condition and seed)."""
         found = {}
-        for name, teacher in self.study.used_teachers.items():
-            for seed in self.study.seeds if teacher.per_seed else [None]:
-                path = self.teacher_failure_path(name, seed)
-                if path.is_file() and not self.teacher_path(name, seed).is_dir():
-                    found[name if seed is None else f"{name}, seed {seed}"] = path.read_text(
-                        errors="replace").partition("\n")[0]
+        for fit in teacher_fits(self.study):
+            path = self.teacher_failure_path(fit)
+            if path.is_file() and not self.teacher_path(fit).is_dir():
+                parts = [fit.name, fit.condition and fit.condition.name, fit.seed is not None and f"seed {fit.seed}"]
+                found[", ".join(str(part) for part in parts if part)] = _first_line(path)
         return found
 
     def results(self) -> pd.DataFrame:
@@ -197,17 +257,22 @@ class StudyFolder:
         return _mapping(path / "result.json", "parameters")
 
     def teachers(self) -> dict[str, list[Path]]:
-        """The folders of each teacher that some arm uses: one, or one a seed."""
-        return {name: [path for path in ([self.teacher_path(name, seed) for seed in self.study.seeds]
-                                         if teacher.per_seed else [self.teacher_path(name)]) if path.is_dir()]
-                for name, teacher in self.study.used_teachers.items()}
+        """The folders of each teacher that some arm uses: one a fit."""
+        found: dict[str, list[Path]] = {name: [] for name in self.study.used_teachers}
+        for fit in teacher_fits(self.study):
+            if self.teacher_path(fit).is_dir():
+                found[fit.name].append(self.teacher_path(fit))
+        return found
 
     def teacher_of(self, run: Run) -> Path | None:
-        """The teacher that a run's agreement is taken with: its own, or for an arm without one the study's first."""
-        name = run.arm.teacher or next(iter(self.study.used_teachers), None)
-        if name is None:
-            return None
-        return self.teacher_path(name, run.seed if self.study.teachers[name].per_seed else None)
+        """The teacher that a run's agreement is taken with: its own, or for an arm without one the study's first.
+
+        None where no teacher is fitted for it, as for an arm without one under a condition that has no other arm.
+        """
+        there = [other.arm.teacher for other in self.runs() if other.arm.teacher is not None
+                 and (other.condition.name, other.seed) == (run.condition.name, run.seed)]
+        name = run.arm.teacher or next((name for name in self.study.used_teachers if name in there), None)
+        return None if name is None else self.teacher_path(teacher_fit(self.study, name, run.condition, run.seed))
 
     def card(self) -> dict[str, Any]:
         """The data card: source, classes, counts, sizes, notes."""
@@ -229,7 +294,7 @@ class StudyFolder:
         if (self.path / "study.yaml").is_file():
             old, new = _by_name(self.study.model_dump(mode="json")), _by_name(study.model_dump(mode="json"))
             for key in new:
-                if key in ("arms", "teachers"):
+                if key in ("arms", "teachers", "conditions"):
                     old[key] = {**new[key], **old[key]}
                 if key == "seeds" and set(old[key]) <= set(new[key]):
                     continue
@@ -257,6 +322,10 @@ class StudyFolder:
         self.__dict__.pop("study", None)
 
 
+def _first_line(path: Path) -> str:
+    return path.read_text(errors="replace").partition("\n")[0]
+
+
 def _mapping(path: Path, *keys: str) -> dict[str, Any]:
     with reading(path):
         found = dict(store.read_json(path).items())
@@ -272,6 +341,7 @@ def _demand(found: Mapping[str, Any], *keys: str) -> None:
 
 def _by_name(study: dict[str, Any]) -> dict[str, Any]:
     return {**study, "arms": {arm["name"]: arm for arm in study["arms"]},
+            "conditions": {each["name"]: each for each in study["conditions"]},
             "data": {key: value for key, value in study["data"].items() if key != "masks"}}
 
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -36,6 +38,43 @@ def hard_loss(logits: Tensor, labels: Tensor, soft_labels: Tensor | None = None)
     """Cross-entropy with the labels alone: transfer learning, TL."""
     del soft_labels
     return functional.cross_entropy(_full(logits), labels)
+
+
+def label_smoothing_loss(amount: float) -> Loss:
+    """Cross-entropy with labels of which `amount` is spread evenly over all classes, the mean over the batch.
+
+    Source: Szegedy et al., "Rethinking the Inception architecture for computer vision", 2016, section 7.
+    """
+    def loss(logits: Tensor, labels: Tensor, soft_labels: Tensor | None) -> Tensor:
+        del soft_labels
+        return functional.cross_entropy(_full(logits), labels, label_smoothing=amount)
+
+    return loss
+
+
+def mean_entropy(logits: NDArray[np.float32], temperature: float) -> float:
+    """The mean entropy, in nats, of softmax(z / T) over rows of raw logits `[sample, class]`."""
+    from scipy.special import log_softmax
+
+    logs = log_softmax(logits.astype(np.float64) / temperature, axis=1)
+    return float(-(np.exp(logs) * logs).sum(axis=1).mean())
+
+
+def smoothing_for(entropy: float, classes: int) -> float:
+    """The amount of label smoothing, in [0, 1], whose smoothed labels have this entropy in nats.
+
+    The entropy grows with the amount from 0 to log(classes), which is the most that can be reached.
+    """
+    from scipy.optimize import brentq
+    from scipy.special import entr
+
+    def excess(amount: float) -> float:
+        rest = amount / classes
+        return float(entr(1 - amount + rest) + (classes - 1) * entr(rest)) - entropy
+
+    if entropy <= 0:
+        return 0.0
+    return 1.0 if excess(1.0) <= 0 else float(brentq(excess, 0.0, 1.0, xtol=1e-12))
 
 
 def _full(logits: Tensor) -> Tensor:

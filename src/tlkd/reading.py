@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from tlkd import grids
 from tlkd.errors import BadInput, nearest
 from tlkd.specs import PATTERNS, Study
 
@@ -155,7 +156,11 @@ def read_study(name: str, assignments: tuple[str, ...] = ()) -> Study:
 
 
 def validate(raw: dict[str, Any], origin: str) -> Study:
-    """Validate a raw study; `origin` is what an error calls it."""
+    """Validate a raw study, its grid written out first; `origin` is what an error calls it."""
+    try:
+        raw = grids.expand(raw)
+    except ValueError as error:
+        raise BadInput(f"{origin}: {error}") from None
     try:
         return Study.model_validate(_tuples(raw))
     except ValidationError as error:

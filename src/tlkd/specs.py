@@ -3,9 +3,11 @@
 import hashlib
 import json
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from tlkd.errors import nearest
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -14,6 +16,17 @@ SLUG = r"^[a-z0-9][a-z0-9_]*$"
 STUDY_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 TRAINABLE = r"^(head|all|last:[1-9]\d*)$"
 Slug = Annotated[str, Field(pattern=SLUG)]
+Above0 = Annotated[float, Field(gt=0, le=1)]
+Band = Annotated[float, Field(ge=0, le=1.5)]
+
+_PUBLISHED = {"severity": 3, "scale": "auto"}
+SETTINGS_OF: dict[Any, dict[str, Any]] = {
+    "center_black": {"size": (200 / 224, 1.0)}, "border_black": {"size": (200 / 224, 1.0)}, "quarter_black": {},
+    "gaussian_blur": _PUBLISHED, "gaussian_noise": _PUBLISHED, "contrast": _PUBLISHED, "brightness": _PUBLISHED,
+    "pixelate": _PUBLISHED, "jpeg": _PUBLISHED,
+    "low_pass": {"band": (0.0, 0.25)}, "band_pass": {"band": (0.1, 0.4)}, "high_pass": {"band": (0.25, 1.5)},
+}
+"""The kinds of distortion, each with its settings and what they are by default."""
 
 PATTERNS = {
     SLUG: "allowed: lower-case letters, digits and _",
@@ -21,13 +34,6 @@ PATTERNS = {
     TRAINABLE: "allowed: head, all, last:N",
 }
 """What the patterns allow, in words."""
-
-NOT_BUILT = {
-    "grid": "grids are not built yet",
-    "exclude": "grids are not built yet",
-    "robustness": "evaluation on corrupted test images is not built yet",
-}
-
 
 class Spec(BaseModel):
     """Common ground of all parts of a study: frozen, strict about types, closed to unknown keys."""
@@ -168,64 +174,261 @@ class Teacher(Network):
 
     per_seed: bool = False
     fit: bool = True
-    trained_on: Literal["clean"] = "clean"
-    labels: Literal["same_view"] = "same_view"
+    trained_on: Literal["condition", "clean"] = "condition"
+    labels: Literal["same_view", "clean_view"] = "same_view"
     training: Training = Training()
 
-    @field_validator("trained_on", "labels", mode="before")
-    @classmethod
-    def _with_conditions(cls, value: Any) -> Any:
-        if value in ("condition", "clean_view"):
-            raise ValueError(f"{value!r} comes with conditions, which are not built yet")
-        return value
+
+KINDS: dict[Any, dict[str, Any]] = {
+    "tl": {},
+    "tl_kd": {"teacher": None, "soft_weight": 0.1, "temperature": 10.0},
+    "label_smoothing": {"teacher": None, "temperature": 1.0},
+    "tl_kd_shuffled": {"teacher": None, "soft_weight": 0.1, "temperature": 10.0},
+    "self": {"soft_weight": 0.1, "temperature": 10.0},
+}
+"""The kinds of arms, each with its keys and what they are by default; the last three are controls."""
+
+CONTROLS = ("label_smoothing", "tl_kd_shuffled", "self")
 
 
 class Arm(Spec):
-    """How the student's loss is made: an arm is a loss, nothing else."""
+    """How the student's loss is made: an arm is a loss, nothing else.
+
+    `training` overrides keys of the study's training for this arm alone, as `tlkd tune` does it.
+    """
 
     name: Slug
-    kind: Literal["tl", "tl_kd"]
+    kind: Literal["tl", "tl_kd", "label_smoothing", "tl_kd_shuffled", "self"]
     teacher: str | None = None
     soft_weight: Fraction | None = None
     temperature: Annotated[float, Field(gt=0)] | None = None
+    training: dict[str, Any] | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("kind") == "tl_kd":
-            return {"soft_weight": 0.1, "temperature": 10.0, **value}
-        return value
-
-    @field_validator("kind", mode="before")
-    @classmethod
-    def _kind(cls, value: Any) -> Any:
-        if value in ("label_smoothing", "tl_kd_shuffled", "self"):
-            raise ValueError(f"arms of kind {value!r} are not built yet; allowed: tl, tl_kd")
+        if isinstance(value, dict) and isinstance(value.get("kind"), str):
+            known = {key: default for key, default in KINDS.get(value["kind"], {}).items() if default is not None}
+            return {**known, **value}
         return value
 
     @model_validator(mode="after")
     def _whole(self) -> "Arm":
-        if self.kind == "tl" and (self.teacher, self.soft_weight, self.temperature) != (None, None, None):
-            key, found = next((key, value) for key, value in self if key not in ("name", "kind") and value is not None)
-            raise ValueError(f"an arm of kind tl has no teacher, soft_weight or temperature; found {key}: {found}")
-        if self.kind == "tl_kd" and None in (self.teacher, self.soft_weight, self.temperature):
-            missing = ", ".join(key for key, value in self if value is None)
-            raise ValueError("an arm of kind tl_kd names a teacher, a soft_weight and a temperature; "
-                             f"missing: {missing}")
+        own = KINDS[self.kind]
+        for key in ("teacher", "soft_weight", "temperature"):
+            found = getattr(self, key)
+            if found is not None and key not in own:
+                raise ValueError(f"an arm of kind {self.kind} has no {key}; found {key}: {found}; allowed: "
+                                 f"{', '.join(own) or 'none of teacher, soft_weight, temperature'}")
+        missing = [key for key in own if getattr(self, key) is None]
+        if missing:
+            raise ValueError(f"an arm of kind {self.kind} needs {', '.join(own)}; missing: {', '.join(missing)}")
+        return self
+
+    @property
+    def control(self) -> bool:
+        """Whether the arm asks why the teacher helps, rather than whether."""
+        return self.kind in CONTROLS
+
+
+class Distortion(Spec):
+    """What is done to one image: a kind, and the settings that this kind has (the others are null).
+
+    `size`: the least and greatest side of a centred square, as fractions of the input's side. `severity`: 1 to 5 as
+    published, on the published `scale` (auto: CIFAR's for images stored at up to 64 pixels, ImageNet's beyond).
+    `band`: the frequencies that are kept, as fractions of the highest along an axis (Nyquist's); the mean is kept
+    always.
+    """
+
+    kind: Literal["center_black", "border_black", "quarter_black", "gaussian_blur", "gaussian_noise", "low_pass",
+                  "band_pass", "high_pass", "contrast", "brightness", "pixelate", "jpeg"]
+    size: tuple[Above0, Above0] | None = None
+    severity: Annotated[int, Field(ge=1, le=5)] | None = None
+    scale: Literal["auto", "cifar", "imagenet"] | None = None
+    band: tuple[Band, Band] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, value: Any) -> Any:
+        return {**SETTINGS_OF.get(value.get("kind"), {}), **value} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> "Distortion":
+        own = SETTINGS_OF[self.kind]
+        for key in ("size", "severity", "scale", "band"):
+            found = getattr(self, key)
+            if found is not None and key not in own:
+                raise ValueError(f"{key}: found {_listed(found)}; {self.kind} has no such setting; allowed: "
+                                 f"{', '.join(own) or 'none'}")
+            if found is None and key in own:
+                raise ValueError(f"{key}: found null; {self.kind} needs it")
+            if isinstance(found, tuple) and found[0] > found[1]:
+                raise ValueError(f"{key}: found {_listed(found)}; expected the smaller number first")
+        return self
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What this kind was given, without what it has not."""
+        return {key: getattr(self, key) for key in SETTINGS_OF[self.kind]}
+
+
+class Corruption(Distortion):
+    """A distortion laid on a `fraction` of the training samples, drawn once a run or anew each epoch.
+
+    Each sample has `variants` versions, whose geometry and noise belong to its id and `data_seed`.
+    """
+
+    fraction: Fraction = 1.0
+    redraw: Literal["never", "epoch"] = "never"
+    variants: Annotated[int, Field(ge=1, le=100)] = 1
+
+    @property
+    def distortion(self) -> Distortion:
+        """What is done, apart from to how many."""
+        return Distortion(**{"kind": self.kind, **self.settings})
+
+
+class LabelNoise(Spec):
+    """Wrong labels on a `fraction` of the training samples, drawn once a run or anew each epoch.
+
+    `to`: `different` (uniform over the other classes), `uniform` (over all of them, so that one in so many keeps its
+    label), or a mapping from a class to the class it is taken for; then the fraction is one of the mapped classes'.
+    """
+
+    fraction: Fraction
+    to: Literal["different", "uniform"] | dict[str, str] = "different"
+    redraw: Literal["never", "epoch"] = "never"
+
+    @field_validator("to", mode="before")
+    @classmethod
+    def _to(cls, value: Any) -> Any:
+        if isinstance(value, dict) or value in ("different", "uniform"):
+            return value
+        raise ValueError("allowed: different, uniform, or a mapping from class to class")
+
+    @model_validator(mode="after")
+    def _classes(self) -> "LabelNoise":
+        if isinstance(self.to, dict) and not self.to:
+            raise ValueError("to: found an empty mapping; expected at least one class and what it is taken for")
+        if isinstance(self.to, dict) and any(one == other for one, other in self.to.items()):
+            same = next(one for one, other in self.to.items() if one == other)
+            raise ValueError(f"to: found {same!r} mapped to itself; expected another class")
         return self
 
 
 class Condition(Spec):
-    """A difficulty laid on the training samples; `clean` lays none."""
+    """A difficulty laid on the training samples; one without any is plain, as `clean` is.
+
+    `arms` and `seeds` name those that are run under it (null: all of the study's); `student` and `training` override
+    keys of the study's own.
+    """
 
     name: Slug
+    train_fraction: Above0 = 1.0
+    label_noise: LabelNoise | None = None
+    corruption: Corruption | None = None
+    arms: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    student: dict[str, Any] | None = None
+    training: dict[str, Any] | None = None
 
-    @model_validator(mode="before")
+    @field_validator("label_noise", mode="before")
     @classmethod
-    def _clean_only(cls, value: Any) -> Any:
-        if isinstance(value, dict) and (set(value) - {"name"} or value.get("name") != "clean"):
-            raise ValueError("conditions other than {name: clean} are not built yet")
+    def _number(cls, value: Any) -> Any:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return {"fraction": value} if number else value
+
+    @model_validator(mode="after")
+    def _name(self) -> "Condition":
+        if self.name == "clean" and not self.plain:
+            raise ValueError("name: found 'clean' for a condition with a difficulty; expected another name")
+        return self
+
+    @property
+    def difficulty(self) -> dict[str, Any]:
+        """What the condition does to the training samples, nothing of it that does nothing: equal ones are equal."""
+        found: dict[str, Any] = {} if self.train_fraction == 1 else {"train_fraction": self.train_fraction}
+        if self.label_noise is not None and self.label_noise.fraction > 0:
+            found["label_noise"] = self.label_noise.model_dump(mode="json")
+        if self.corruption is not None and self.corruption.fraction > 0:
+            found["corruption"] = self.corruption.model_dump(mode="json", exclude_none=True)
+        return found
+
+    @property
+    def plain(self) -> bool:
+        """Whether no difficulty is laid on anything."""
+        return not self.difficulty
+
+    @property
+    def distortion(self) -> Distortion | None:
+        """What is done to the images, None where nothing is."""
+        return self.corruption.distortion if self.corruption is not None and self.corruption.fraction > 0 else None
+
+
+class Exclusion(Spec):
+    """Runs that are left out: those whose arm, condition and seed are all among those named (null: any)."""
+
+    arms: tuple[str, ...] | None = None
+    conditions: tuple[str, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> "Exclusion":
+        if self.arms is None and self.conditions is None and self.seeds is None:
+            raise ValueError("expected arms, conditions, seeds or keys of the grid; found nothing")
+        return self
+
+    def names(self, arm: str, condition: str, seed: int) -> bool:
+        """Whether a run is among those left out."""
+        return all(wanted is None or found in wanted for wanted, found in (
+            (self.arms, arm), (self.conditions, condition), (self.seeds, seed)))
+
+
+class Robustness(Spec):
+    """Distorted test images that every finished student is shown: one kind, in several degrees.
+
+    `severities` of the kinds with published ones (null: 1 to 5), `sizes` of squares (the side as a fraction of the
+    input's), `bands` of the filters.
+    """
+
+    kind: Annotated[str, Field()]
+    severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] | None = None
+    scale: Literal["auto", "cifar", "imagenet"] | None = None
+    sizes: tuple[Above0, ...] | None = None
+    bands: tuple[tuple[Band, Band], ...] | None = None
+
+    @field_validator("kind")
+    @classmethod
+    def _kind(cls, value: str) -> str:
+        if value not in SETTINGS_OF:
+            raise ValueError(f"allowed: {', '.join(SETTINGS_OF)}")
         return value
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> "Robustness":
+        own = {"severity": ("severities", "scale"), "size": ("sizes",), "band": ("bands",)}
+        allowed = own.get(next(iter(SETTINGS_OF[self.kind]), ""), ())
+        for key in ("severities", "scale", "sizes", "bands"):
+            found = getattr(self, key)
+            if found is not None and (key not in allowed or found == ()):
+                raise ValueError(f"{key}: found {_listed(found)}; {self.kind} takes {' and '.join(allowed) or 'none'}")
+        self.distortions  # noqa: B018  (a band whose ends are turned about is an error)
+        return self
+
+    @property
+    def distortions(self) -> tuple[Distortion, ...]:
+        """The degrees, in the order given."""
+        keys = SETTINGS_OF[self.kind]
+        if "severity" in keys:
+            return tuple(Distortion(kind=self.kind, severity=each, scale=self.scale or "auto")  # type: ignore[arg-type]
+                         for each in self.severities or (1, 2, 3, 4, 5))
+        if "size" in keys:
+            return tuple(Distortion(kind=self.kind, size=(each, each))  # type: ignore[arg-type]
+                         for each in self.sizes or (0.25, 0.5, 0.75))
+        if "band" in keys:
+            return tuple(Distortion(kind=self.kind, band=each)  # type: ignore[arg-type]
+                         for each in self.bands or (SETTINGS_OF[self.kind]["band"],))
+        return (Distortion(kind=self.kind),)  # type: ignore[arg-type]
 
 
 class Background(Spec):
@@ -240,7 +443,7 @@ class Explanation(Spec):
 
     `images` is a number of test images a class, or `masks`: all that have one; null stands for `masks` where the study
     has masks, and for two a class where not. `pictures` counts those of each class that all classes are drawn for.
-    `seeds` is a number of the first ones.
+    `seeds` is a number of the first ones; `conditions` names those whose students are explained (null: the plain ones).
     """
 
     explainer: Literal["deep_shap", "deep_lift", "integrated_gradients", "gradient_shap", "grad_cam", "occlusion"] = (
@@ -251,6 +454,7 @@ class Explanation(Spec):
     pictures: Annotated[int, Field(ge=0)] = 2
     seeds: Literal["all"] | Positive = "all"
     teachers: bool = True
+    conditions: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     signs: Literal["channel", "summed"] = "channel"
 
     @field_validator("images", "seeds", mode="before")
@@ -274,7 +478,7 @@ class Verdict(Spec):
 
 
 class Study(Spec):
-    """One study file, complete: every default filled in, every reference checked."""
+    """One study file, complete: every default filled in, every reference checked, its grid written out."""
 
     name: Annotated[str, Field(pattern=STUDY_NAME)]
     data: Data
@@ -282,10 +486,12 @@ class Study(Spec):
     teachers: dict[Slug, Teacher] = {}
     arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
     conditions: Annotated[tuple[Condition, ...], Field(min_length=1)] = (Condition(name="clean"),)
+    exclude: tuple[Exclusion, ...] = ()
     training: Training = Training()
     selection: Literal["dev", "test"] = "dev"
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = tuple(range(10))
     bank: bool = True
+    robustness: tuple[Robustness, ...] = ()
     explanation: Explanation | None = None
     verdict: Verdict = Verdict()
     footnotes: tuple[str, ...] = ()
@@ -295,15 +501,12 @@ class Study(Spec):
     def _before(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             raise ValueError("a study is a mapping of keys")
-        for key, sentence in NOT_BUILT.items():
-            if key in value:
-                raise ValueError(f"the key {key!r}: {sentence}")
         return _inherit_training(value)
 
     @model_validator(mode="after")
     def _references(self) -> "Study":
-        names: dict[str, list[str | int]] = {"arms": [arm.name for arm in self.arms], "seeds": list(self.seeds),
-                                             "conditions": [condition.name for condition in self.conditions]}
+        arms, conditions = [arm.name for arm in self.arms], [condition.name for condition in self.conditions]
+        names: dict[str, list[str | int]] = {"arms": [*arms], "seeds": list(self.seeds), "conditions": [*conditions]}
         for what, found in names.items():
             twice = [name for name in found if found.count(name) > 1]
             if twice:
@@ -312,8 +515,19 @@ class Study(Spec):
             if arm.teacher is not None and arm.teacher not in self.teachers:
                 raise ValueError(f"arms.{arm.name}.teacher: no teacher is called {arm.teacher!r}; "
                                  f"allowed: {', '.join(self.teachers) or 'none, since teachers is empty'}")
-        if self.student.start == "tl" and not any(arm.kind == "tl" for arm in self.arms):
-            raise ValueError("student.start: 'tl' needs an arm of kind tl to start from")
+        named = [(f"conditions.{each.name}.arms", each.arms, arms) for each in self.conditions]
+        named += [("exclude.arms", each.arms, arms) for each in self.exclude]
+        named += [("exclude.conditions", each.conditions, conditions) for each in self.exclude]
+        if self.explanation is not None:
+            named.append(("explanation.conditions", self.explanation.conditions, conditions))
+        for where, wanted, there in named:
+            for name in wanted or ():
+                if name not in there:
+                    raise ValueError(f"{where}: found {name!r}{nearest(name, there)}; allowed: {', '.join(there)}")
+        from_tl = [f"arms.{arm.name}.kind: 'self'" for arm in self.arms if arm.kind == "self"]
+        from_tl += ["student.start: 'tl'"] if self.student.start == "tl" else []
+        if from_tl and not any(arm.kind == "tl" for arm in self.arms):
+            raise ValueError(f"{from_tl[0]} needs an arm of kind tl to start from")
         if (self.data.dev_fraction == 0) != (self.selection == "test"):
             raise ValueError("data.dev_fraction and selection: a dev split goes with `selection: dev`, "
                              f"dev_fraction: 0 with `selection: test`; found {self.data.dev_fraction} "
@@ -321,13 +535,72 @@ class Study(Spec):
         if self.explanation is not None and self.explanation.images == "masks" and self.data.masks is None:
             raise ValueError("explanation.images: 'masks' needs data.masks; allowed without: a number of images a "
                              "class")
+        self._check_overrides()
         return self
+
+    def _check_overrides(self) -> None:
+        """Every override makes a whole student and training, and none lets the clean dev split rescue a difficulty."""
+        for condition in self.conditions:
+            _overridden(self.student, condition.student, f"conditions.{condition.name}.student")
+            _overridden(self.training, condition.training, f"conditions.{condition.name}.training")
+            for arm in self.arms:
+                training = self.training_of(arm, condition)
+                if not condition.plain and self.selection == "dev":
+                    _refuse_rescue(training, f"conditions.{condition.name}", "training")
+        for name, teacher in self.used_teachers.items():
+            hard = next((each for each in self.conditions if not each.plain), None)
+            if hard is not None and teacher.trained_on == "condition" and teacher.fit and self.selection == "dev":
+                _refuse_rescue(teacher.training, f"conditions.{hard.name}", f"teachers.{name}.training")
+
+    def student_of(self, condition: Condition) -> Student:
+        """The student under a condition."""
+        return _overridden(self.student, condition.student, f"conditions.{condition.name}.student")
+
+    def training_of(self, arm: Arm, condition: Condition) -> Training:
+        """The training of an arm's student under a condition: the study's, then the condition's keys, then the arm's."""
+        common = _overridden(self.training, condition.training, f"conditions.{condition.name}.training")
+        return _overridden(common, arm.training, f"arms.{arm.name}.training")
+
+    def seeds_of(self, condition: Condition) -> tuple[int, ...]:
+        """The seeds that are run under a condition."""
+        return condition.seeds or self.seeds
 
     @property
     def used_teachers(self) -> dict[str, Teacher]:
         """The teachers that some arm asks for, by name."""
         wanted = {arm.teacher for arm in self.arms}
         return {name: teacher for name, teacher in self.teachers.items() if name in wanted}
+
+
+Part = TypeVar("Part", bound=Spec)
+
+
+def _overridden(part: Part, keys: dict[str, Any] | None, where: str) -> Part:
+    """A part of a study with some of its keys overridden; ValueError, in one line, where they do not fit."""
+    if not keys:
+        return part
+    known = list(type(part).model_fields)
+    for key in keys:
+        if key not in known:
+            raise ValueError(f"{where}.{key}: unknown key{nearest(key, known)}; allowed: {', '.join(known)}")
+    try:
+        return type(part).model_validate({**part.model_dump(), **keys})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(each) for each in problem["loc"])
+        said = PATTERNS.get(problem.get("ctx", {}).get("pattern", ""), problem["msg"].removeprefix("Value error, "))
+        raise ValueError(f"{where}.{key}: found {problem['input']!r}; "
+                         f"{said.replace('Input should be', 'allowed:')}") from None
+
+
+def _refuse_rescue(training: Training, condition: str, where: str) -> None:
+    found = (("early_stopping", training.early_stopping is not None, training.early_stopping, "null"),
+             ("report_epoch", training.report_epoch == "best", "best", "last"),
+             ("schedule", training.schedule == "plateau", "plateau", "constant, cosine"))
+    for key, wrong, value, allowed in found:
+        if wrong:
+            raise ValueError(f"{where}.{key}: found {value!r}; under {condition} a look at the clean dev split would "
+                             f"rescue a starved run; allowed: {allowed} (or selection: test, to repeat the thesis)")
 
 
 def _inherit_training(study: dict[str, Any]) -> dict[str, Any]:
@@ -343,6 +616,10 @@ def _with_training(teacher: Any, common: dict[str, Any]) -> Any:
     if not isinstance(teacher, dict) or not isinstance(own, dict | None):
         return teacher  # validation will say what is wrong with it
     return {**teacher, "training": {**common, **(own or {})}}
+
+
+def _listed(value: Any) -> str:
+    return str(list(value)) if isinstance(value, tuple) else repr(value)
 
 
 def canonical(value: Any) -> str:

@@ -15,13 +15,14 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numpy.typing import DTypeLike
 from safetensors import SafetensorError
 
@@ -30,6 +31,7 @@ from tlkd.progress import say
 from tlkd.specs import canonical_hash
 
 MANIFEST = "manifest.json"
+_impatient: ContextVar[bool] = ContextVar("impatient", default=False)
 NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
@@ -89,7 +91,7 @@ def publish(final: Path, where: str, made_from: Mapping[str, Any],
         final.parent.mkdir(parents=True, exist_ok=True)
         locks = final.parent / ".locks"
         locks.mkdir(exist_ok=True)
-        with FileLock(locks / f"{final.name}.lock"):
+        with _held(locks / f"{final.name}.lock"):
             _sweep(final)
             if find(final, where) is not None:  # made while we waited
                 return Artifact(final, where)
@@ -104,6 +106,47 @@ def publish(final: Path, where: str, made_from: Mapping[str, Any],
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
     return Artifact(final, where)
+
+
+class Busy(Exception):
+    """Another process is making this artifact."""
+
+
+@contextmanager
+def impatient() -> Iterator[None]:
+    """Within this, `publish` raises `Busy` rather than wait for another process that makes the same artifact."""
+    token = _impatient.set(True)
+    try:
+        yield
+    finally:
+        _impatient.reset(token)
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    lock = FileLock(path, timeout=0 if _impatient.get() else -1)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise Busy(path.name) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def being_made(final: Path) -> bool:
+    """Whether a process holds the lock of an artifact, that is, makes it now."""
+    path = final.parent / ".locks" / f"{final.name}.lock"
+    if not path.is_file():
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # not ours to lock: nobody of this user is at work there
+        return False
 
 
 def find(final: Path, where: str) -> Artifact | None:

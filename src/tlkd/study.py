@@ -3,89 +3,114 @@
 import shutil
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file
 
-from tlkd import banks, evaluation, explaining, models, progress, seeding, store
-from tlkd.batches import Live, Rows, Source
+from tlkd import evaluation, examples, explaining, stages, store
 from tlkd.datasets import open_dataset
+from tlkd.engine import Executor, Inline, Job, Outcome, run_all
 from tlkd.errors import BadInput, RunFailed
-from tlkd.folder import RESULT_COLUMNS, Run, StudyFolder, load_predictions
-from tlkd.losses import hard_loss, make_loss
+from tlkd.folder import RESULT_COLUMNS, StudyFolder, load_predictions, plan, teacher_fit, teacher_fits
 from tlkd.provenance import provenance
-from tlkd.specs import Study, Teacher
-from tlkd.training import Fit
-from tlkd.workshop import Workshop, counted, input_spec, inputs_of, learner, network_for, pixels, train, write_result
-
-VERSION = 2  # of what a teacher or a run is; a change that alters results raises it
-
-
-Made = TypeVar("Made")
+from tlkd.specs import Condition, Network, Study
+from tlkd.workshop import Workshop, network_for
 
 
 @dataclass(frozen=True)
-class SoftLabels:
-    """A teacher's raw logits on the training views, and the address that stands for them."""
+class Step:
+    """One piece of a study: what must be over before it, what it does, and where it says why it failed."""
 
-    source: Source
-    address: str
-    teacher: Path  # the fitted teacher's folder
+    name: str
+    kind: str  # features, teacher, run, robustness
+    needs: tuple[str, ...]
+    do: Callable[[Workshop, StudyFolder], None]
+    done: Callable[[StudyFolder], bool]
+    failure: Callable[[StudyFolder], Path]
+    threads: int = 1
 
 
-def run_study(study: Study, out: Path, device: torch.device, command: str = "") -> dict[str, str]:
-    """Run a study into the folder `out`: what is finished there stands, what failed is returned by run id."""
+@dataclass(frozen=True)
+class Context:
+    """What a worker needs to take any step of a study; small and picklable."""
+
+    study: Study
+    out: Path
+    cache: Path
+    device: str
+    threads: int = 0  # that build banks; 0: as many as torch has
+
+
+MakeExecutor = Callable[[Callable[[Any, str], Outcome], Context], Executor]
+
+
+def run_study(study: Study, out: Path, device: torch.device, command: str = "", executor: MakeExecutor = Inline,
+              retry_failed: bool = True) -> dict[str, str]:
+    """Run a study into the folder `out`: what is finished there stands, what failed is returned by run id.
+
+    `executor` makes what carries out the steps (this process, if nothing else is said). What failed by itself is tried
+    again only with `retry_failed`; what was killed always.
+    """
     folder, cache = StudyFolder(out), store.cache_folder()
     folder.refuse_other(study)
-    if device.type == "cuda":  # float32 means float32: TensorFloat-32 keeps ten bits of the fraction
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    workshop = Workshop(study, open_dataset(study.data, max_input_size(study), cache), cache, device)
+    context = Context(study, out, cache, str(device))
+    workshop = open_workshop(context)
     build_all(workshop)
+    check_conditions(workshop)
     subject = explaining.prepare(workshop, folder)
     with store.guard_disk(out):
         folder.prepare(study, provenance(command, device))
         write_card(workshop, out)
-        soft = {(name, seed): attempt_teacher(workshop, folder, name, seed)
-                for name, teacher in study.used_teachers.items() for seed in teacher_seeds(study, teacher)}
-        for run in progress.track(folder.runs(), "runs", len(folder.runs())):
-            attempt(folder.failure_path(run), lambda: publish_run(workshop, folder, run, soft))  # noqa: B023
-        write_stages(workshop, folder)
-        collect(folder)
+        examples.write(workshop, out)
+        folder.forget_failures(everything=retry_failed)
+        try:
+            take_steps(context, folder, executor)
+        finally:
+            collect(folder)
         if subject is None:
             explaining.forget_failures(folder)
         else:
-            explaining.explain_all(workshop, folder, subject, sitters(workshop, folder, subject, soft), attempt)
+            explaining.explain_all(workshop, folder, subject, sitters(workshop, folder, subject), attempt)
+            write_stages(folder, workshop.stages)
         if not folder.failures():
             shutil.rmtree(out / ".work", ignore_errors=True)
-    return {**folder.failures(), **{f"explanation of {who}": why for who, why in folder.explanation_failures().items()}}
+    return {**folder.failures(), **folder.robustness_failures(),
+            **{f"explanation of {who}": why for who, why in folder.explanation_failures().items()}}
+
+
+def open_workshop(context: Context) -> Workshop:
+    """The study's data and networks on this machine."""
+    device = torch.device(context.device)
+    if device.type == "cuda":  # float32 means float32: TensorFloat-32 keeps ten bits of the fraction
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    dataset = open_dataset(context.study.data, max_input_size(context.study), context.cache)
+    return Workshop(context.study, dataset, context.cache, device, context.threads)
 
 
 def max_input_size(study: Study) -> int:
     """The largest input size any network of the study needs: what the images are decoded to."""
-    return max([study.student.input_size, *(teacher.input_size for teacher in study.used_teachers.values())])
-
-
-def teacher_seeds(study: Study, teacher: Teacher) -> list[int | None]:
-    """The seeds a teacher is fitted with: each of the study's, or one of its own (None)."""
-    return list(study.seeds) if teacher.per_seed else [None]
+    return max([*(study.student_of(condition).input_size for condition in study.conditions),
+                *(teacher.input_size for teacher in study.used_teachers.values())])
 
 
 def build_all(workshop: Workshop) -> None:
     """Build every network once, before anything is written: what does not fit is known at once."""
     study = workshop.study
-    network_for(workshop, study.student, study.seeds[0], "student")
+    for student, condition in {study.student_of(each): each for each in reversed(study.conditions)}.items():
+        network_for(workshop, student, study.seeds[0], stages.student_key(condition))
     for name, teacher in study.used_teachers.items():
         network_for(workshop, teacher, study.seeds[0], f"teachers.{name}", fit=teacher.fit)
 
 
-def write_stages(workshop: Workshop, folder: StudyFolder) -> None:
-    """Write `stages.json`: what each stage cost, those of earlier starts included."""
-    stages = {stage["address"]: stage for stage in [*workshop.stages, *folder.stages()]}
-    store.write_json(folder.path / "stages.json", list(stages.values()))
+def check_conditions(workshop: Workshop) -> None:
+    """Draw every condition once: one that does not fit the classes is known at once."""
+    for condition in workshop.study.conditions:
+        for seed in workshop.study.seeds_of(condition)[:1]:  # how many of a class are kept is the same for all seeds
+            workshop.draw(condition, seed)
 
 
 def write_card(workshop: Workshop, out: Path) -> None:
@@ -94,71 +119,186 @@ def write_card(workshop: Workshop, out: Path) -> None:
     store.write_json(out / "data.json", {**dataset.card, "classes": list(dataset.classes), "content": dataset.content})
 
 
-# --- teachers ---------------------------------------------------------------------------------------------------------
+# --- the steps --------------------------------------------------------------------------------------------------------
 
 
-def publish_teacher(workshop: Workshop, folder: StudyFolder, name: str, seed: int | None) -> SoftLabels:
-    """Fit a teacher (or take it as it is), bank its logits, and copy its result into the study's folder."""
-    spec = workshop.study.teachers[name]
-    who = f"teacher {name}" if seed is None else f"teacher {name}, seed {seed}"
-    drawn = seeding.seed_from("teacher") if seed is None else seed
-    network = network_for(workshop, spec, drawn, f"teachers.{name}", fit=spec.fit)
-    affecting = {"network": spec.model_dump(mode="json", include={"trainable", "batch_norm", "dropout", "fit"}),
-                 "training": spec.training.model_dump(mode="json") if spec.fit else None,
-                 "selection": workshop.study.selection, "seed": seed if spec.fit else None, "bank": workshop.study.bank,
-                 **input_spec(workshop, network)}
-    inputs = inputs_of(workshop, network)
-    if not spec.fit:
-        inputs["head"] = models.state_hash(network.head.state_dict())
-    where = store.address("teachers", VERSION, affecting, inputs)
-    work = workshop.cache / "teachers" / ".work" / where
-
-    def make(target: Path) -> dict[str, Any]:
-        given, fitted = learner(workshop, network, who), Fit()
-        if spec.fit:
-            fitted = train(workshop, given, hard_loss, None, spec.training, seed=drawn, work=work)
-        result = write_result(workshop, target, given, fitted, spec.training, backbone=inputs["backbone"])
-        shutil.rmtree(work, ignore_errors=True)
-        return result
-
-    from_cache = (workshop.cache / "teachers" / where / store.MANIFEST).is_file()
-    artifact = store.get(workshop.cache, "teachers", VERSION, affecting, inputs, make)
-    workshop.record(who, artifact, from_cache)
-    models.load_trained(network, load_file(artifact.path / "model.safetensors"))
-    network.eval()
-    copy_result(artifact.path, folder.teacher_path(name, seed))
-    return soft_labels(workshop, network, artifact, who)
+def steps(study: Study) -> tuple[Step, ...]:
+    """Every step of a study, in the order of their urgency: banks, teachers, runs, robustness."""
+    features = _feature_steps(study)
+    return (*features.values(), *_teacher_steps(study, features), *_run_steps(study, features),
+            *(_robustness_steps(study) if study.robustness else ()))
 
 
-def soft_labels(workshop: Workshop, network: models.Network, artifact: store.Artifact, who: str) -> SoftLabels:
-    """A fitted teacher's logits on all training views, banked, or (`bank: off`) computed anew for every batch."""
-    if not workshop.study.bank:
-        return SoftLabels(Live(network, pixels(workshop, network, "train")), artifact.address, artifact.path)
-    inputs = {"teacher": artifact.address}
-    bank = banks.cached(workshop.cache, "logits", {}, inputs)
-    from_cache = bank is not None
-    if bank is None:
-        given = learner(workshop, network, who)
-        bank = banks.build(workshop.cache, "logits", {}, inputs, network.classes, counted(workshop, given.sources),
-                           given.forward, f"logits of {who}")
-    workshop.record(f"logits of {who}", bank.artifact, from_cache)
-    return SoftLabels(Rows(bank.arrays["train"], workshop.device), bank.artifact.address, artifact.path)
+def _banked(study: Study, spec: Network) -> bool:
+    return study.bank and stages.frozen(spec)
 
 
-def copy_result(source: Path, target: Path) -> None:
-    """Copy a teacher's result (not its weights, which stay in the cache) so that the study's folder is whole."""
-    for name in ("result.json", "history.csv", "predictions.npz"):
-        store.replace_bytes(target / name, (source / name).read_bytes())
+def _features_of(study: Study, who: str, spec: Network, condition: Condition | None) -> tuple[str, ...]:
+    """The names of the steps that bank what a frozen network gives under a condition, the clean views first."""
+    if not _banked(study, spec):
+        return ()
+    clean = f"features of {who} at {spec.input_size} px"
+    if condition is None or condition.distortion is None or condition.corruption is None:
+        return (clean,)
+    names = {(other.distortion, other.corruption.variants): other.name for other in reversed(
+        study.conditions) if other.distortion is not None and other.corruption is not None}
+    return clean, f"{clean}, {names[condition.distortion, condition.corruption.variants]}"
 
 
-# --- runs -------------------------------------------------------------------------------------------------------------
+def _feature_steps(study: Study) -> dict[str, Step]:
+    found: dict[str, Step] = {}
+    wanted: list[tuple[str, str, Network, Condition]] = []
+    for run in plan(study):
+        wanted.append(("student", stages.student_key(run.condition), study.student_of(run.condition), run.condition))
+        if run.arm.teacher is not None:
+            teacher = study.teachers[run.arm.teacher]
+            same = teacher.labels == "same_view" or teacher.trained_on == "condition"
+            wanted.append((f"teacher {run.arm.teacher}", f"teachers.{run.arm.teacher}", teacher,
+                           run.condition if same else stages.CLEAN))
+    for who, key, spec, condition in wanted:
+        names = _features_of(study, who, spec, condition)
+        if names and names[0] not in found:
+            found[names[0]] = Step(names[0], "features", (), partial(_features, spec, key, who), _never, _nowhere)
+        if len(names) == 2 and names[1] not in found:
+            found[names[1]] = Step(names[1], "features", (), partial(_corrupted, spec, key, who, condition), _never,
+                                   _nowhere)
+    return dict(sorted(found.items(), key=lambda pair: pair[0].count(",")))
 
 
-def attempt(failure: Path, work: Callable[[], Made]) -> Made | None:
+def _features(spec: Network, key: str, who: str, workshop: Workshop, folder: StudyFolder) -> None:
+    stages.publish_features(workshop, spec, key, who)
+
+
+def _corrupted(spec: Network, key: str, who: str, condition: Condition, workshop: Workshop,
+               folder: StudyFolder) -> None:
+    stages.publish_corrupted_features(workshop, spec, key, who, condition)
+
+
+def _never(folder: StudyFolder) -> bool:
+    return False  # whether a bank is there, only its address tells: opening it costs little
+
+
+def _nowhere(folder: StudyFolder) -> Path:
+    return folder.path / ".work" / "failed-bank.txt"  # those that need the bank make it themselves, and say why not
+
+
+def _teacher_steps(study: Study, features: dict[str, Step]) -> list[Step]:
+    found = []
+    for fit in teacher_fits(study):
+        spec = study.teachers[fit.name]
+        needs = _features_of(study, f"teacher {fit.name}", spec, fit.condition)
+        found.append(Step(f"teacher {fit.fit_id}", "teacher", needs,
+                          lambda workshop, folder, fit=fit: stages.publish_teacher(workshop, folder, fit), _never,
+                          lambda folder, fit=fit: folder.teacher_failure_path(fit), spec.training.threads))
+    return found
+
+
+def _run_steps(study: Study, features: dict[str, Step]) -> list[Step]:
+    found, runs = [], plan(study)
+    tl = {(run.condition.name, run.seed): run.run_id for run in reversed(runs) if run.arm.kind == "tl"}
+    for run in runs:
+        needs = [*_features_of(study, "student", study.student_of(run.condition), run.condition)]
+        if run.arm.teacher is not None:
+            needs.append(f"teacher {teacher_fit(study, run.arm.teacher, run.condition, run.seed).fit_id}")
+            spec = study.teachers[run.arm.teacher]
+            needs += [name for name in _features_of(study, f"teacher {run.arm.teacher}", spec, run.condition)
+                      if name in features]
+        if (run.arm.kind == "self" or study.student.start == "tl") and run.arm.kind != "tl":
+            needs += [f"run {tl[run.condition.name, run.seed]}"] if (run.condition.name, run.seed) in tl else []
+        found.append(Step(f"run {run.run_id}", "run", tuple(dict.fromkeys(needs)),
+                          lambda workshop, folder, run=run: stages.publish_run(workshop, folder, run),
+                          lambda folder, run=run: folder.done(run),
+                          lambda folder, run=run: folder.failure_path(run),
+                          study.training_of(run.arm, run.condition).threads))
+    return found
+
+
+def _robustness_steps(study: Study) -> list[Step]:
+    return [Step(f"robustness of {run.run_id}", "robustness", (f"run {run.run_id}",),
+                 lambda workshop, folder, run=run: stages.publish_robustness(workshop, folder, run), _never,
+                 lambda folder, run=run: folder.robustness_failure_path(run)) for run in plan(study)]
+
+
+# --- carrying them out ------------------------------------------------------------------------------------------------
+
+
+def take_steps(context: Context, folder: StudyFolder, make_executor: MakeExecutor) -> None:
+    """Take every step that is neither done nor failed, and those that it needs."""
+    everything = {step.name: step for step in steps(context.study)}
+    wanted = [step for step in everything.values() if step.kind in ("run", "robustness") and not step.done(folder)
+              and not step.failure(folder).is_file()]
+    wanted += [step for step in everything.values() if step.kind == "teacher" and not step.failure(folder).is_file()
+               and not any(path.is_dir() for path in [folder.path / "teachers" / step.name.removeprefix("teacher ")])]
+    chosen = _with_needs(wanted, everything)
+    jobs = [Job(step.name, tuple(name for name in step.needs if name in chosen), step.threads)
+            for step in everything.values() if step.name in chosen]
+    if not jobs:
+        return
+
+    def note(outcome: Outcome) -> None:
+        step = everything[outcome.job]
+        if outcome.failure and not step.failure(folder).is_file():  # a worker that was killed could not say so itself
+            store.replace_text(step.failure(folder), f"{outcome.failure}\n")
+        write_stages(folder, outcome.value or [])
+
+    executor = make_executor(work, context)
+    run_all(jobs, executor, note)
+
+
+def _with_needs(wanted: list[Step], everything: dict[str, Step]) -> set[str]:
+    chosen: set[str] = set()
+    waiting = [step.name for step in wanted]
+    while waiting:
+        name = waiting.pop()
+        if name not in chosen:
+            chosen.add(name)
+            waiting += everything[name].needs
+    return chosen
+
+
+@dataclass
+class _Bench:
+    """What a process keeps between the steps it takes."""
+
+    context: Context | None = None
+    workshop: Workshop | None = None
+    steps: dict[str, Step] = field(default_factory=dict)
+
+
+_bench = _Bench()
+
+
+def work(context: Context, name: str) -> Outcome:
+    """Take one step of a study, in whatever process: its outcome carries what the stages cost.
+
+    `BadInput` goes through: a full disk, say, after which nothing would fare better.
+    """
+    if _bench.context != context or _bench.workshop is None:
+        _bench.workshop = open_workshop(context)
+        _bench.steps = {step.name: step for step in steps(context.study)}
+        _bench.context = context
+    workshop, folder, step = _bench.workshop, StudyFolder(context.out), _bench.steps[name]
+    workshop.stages.clear()
+    try:
+        with store.guard_disk(context.out), store.impatient():
+            failure = "" if step.done(folder) else attempt_step(step, workshop, folder)
+    except store.Busy:
+        return Outcome(name, busy=True)
+    return Outcome(name, list(workshop.stages), failure)
+
+
+def attempt_step(step: Step, workshop: Workshop, folder: StudyFolder) -> str:
+    """Take a step; where it fails, keep why and return the first line of it."""
+    failure = step.failure(folder)
+    attempt(failure, lambda: step.do(workshop, folder))
+    return failure.read_text().partition("\n")[0] if failure.is_file() else ""
+
+
+def attempt(failure: Path, do: Callable[[], Any]) -> Any:
     """Do one piece of work; if it fails, keep why in the file `failure` and let the others go on."""
     try:
-        made = work()
-    except BadInput:  # a full disk, say: nothing after this would fare better
+        made = do()
+    except (BadInput, store.Busy):
         raise
     except RunFailed as error:
         store.replace_text(failure, f"{error}\n")
@@ -171,78 +311,28 @@ def attempt(failure: Path, work: Callable[[], Made]) -> Made | None:
     return None
 
 
-def attempt_teacher(workshop: Workshop, folder: StudyFolder, name: str, seed: int | None) -> SoftLabels | None:
-    """Publish a teacher; None where its training failed, which its runs will say."""
-    return attempt(folder.teacher_failure_path(name, seed), lambda: publish_teacher(workshop, folder, name, seed))
-
-
-def publish_run(workshop: Workshop, folder: StudyFolder, run: Run,
-                soft: dict[tuple[str, int | None], SoftLabels | None]) -> store.Artifact:
-    """Train one student and publish its run folder, unless it lies there already."""
-    study, arm = workshop.study, run.arm
-    network = network_for(workshop, study.student, run.seed, "student")
-    inputs, teacher, start = inputs_of(workshop, network), None, None
-    if arm.teacher is not None:
-        seed = run.seed if study.teachers[arm.teacher].per_seed else None
-        teacher = soft[arm.teacher, seed]
-        if teacher is None:
-            reason = folder.teacher_failure_path(arm.teacher, seed).read_text().partition("\n")[0]
-            raise RunFailed(f"its teacher {arm.teacher} failed: {reason}")
-        inputs["soft_labels"] = teacher.address
-    if study.student.start == "tl" and arm.kind != "tl":
-        start = starting_point(folder, run)
-        inputs["start"] = start.address
-    spec = run_spec(workshop, network, run)
-    where = store.address("run", VERSION, spec, inputs)
-
-    def make(target: Path) -> dict[str, Any]:
-        given = learner(workshop, network, "student")
-        if start is not None:
-            models.load_trained(network, load_file(start.path / "model.safetensors"))
-        fitted = train(workshop, given, make_loss(arm.kind, arm.soft_weight, arm.temperature),
-                       teacher.source if teacher is not None else None, study.training, seed=run.seed,
-                       work=folder.path / ".work" / where)
-        store.write_json(target / "spec.json", {"run_id": run.run_id, **spec, "inputs": inputs,
-                                                "data": study.data.model_dump(mode="json")})
-        return write_result(workshop, target, given, fitted, study.training, backbone=inputs["backbone"])
-
-    made_from = {"kind": "run", "version": VERSION, "spec": spec, "inputs": inputs}
-    artifact = store.publish(folder.run_path(run), where, made_from, make)
-    shutil.rmtree(folder.path / ".work" / where, ignore_errors=True)
-    return artifact
-
-
-def run_spec(workshop: Workshop, network: models.Network, run: Run) -> dict[str, Any]:
-    """All that decides a run's result beside its inputs: a `tl` run's holds no teacher."""
-    study, arm = workshop.study, run.arm
-    left_out = {"weights", "start"} if arm.kind == "tl" else {"weights"}
-    return {"student": study.student.model_dump(mode="json", exclude=left_out),
-            "arm": {"kind": arm.kind, "soft_weight": arm.soft_weight, "temperature": arm.temperature},
-            "condition": run.condition.name, "seed": run.seed, "training": study.training.model_dump(mode="json"),
-            "selection": study.selection, "bank": study.bank, "input": input_spec(workshop, network)}
-
-
-def starting_point(folder: StudyFolder, run: Run) -> store.Artifact:
-    """The same seed's TL student."""
-    for other in folder.runs():
-        if other.arm.kind == "tl" and (other.seed, other.condition) == (run.seed, run.condition) and folder.done(other):
-            path = folder.run_path(other)
-            return store.Artifact(path, store.read_json(path / store.MANIFEST)["address"])
-    raise RunFailed("student.start is tl, and this seed's TL student is not there")
+def write_stages(folder: StudyFolder, made: list[dict[str, Any]]) -> None:
+    """Add to `stages.json` what stages cost: those of earlier starts stay."""
+    if made:
+        known = {stage["address"]: stage for stage in [*made, *folder.stages()]}
+        store.write_json(folder.path / "stages.json", list(known.values()))
 
 
 # --- explanations -----------------------------------------------------------------------------------------------------
 
 
-def sitters(workshop: Workshop, folder: StudyFolder, subject: explaining.Subject,
-            soft: dict[tuple[str, int | None], SoftLabels | None]) -> list[explaining.Sitter]:
+def sitters(workshop: Workshop, folder: StudyFolder, subject: explaining.Subject) -> list[explaining.Sitter]:
     """The finished networks that the study explains: its first seeds' students, and each teacher once."""
-    spec, seeds = subject.spec, workshop.study.seeds
-    wanted = seeds if spec.seeds == "all" else seeds[:spec.seeds]
-    found = [explaining.of_run(workshop, folder, run) for run in folder.finished() if run.seed in wanted]
+    study, spec = workshop.study, subject.spec
+    wanted = study.seeds if spec.seeds == "all" else study.seeds[:spec.seeds]
+    shown = spec.conditions or [each.name for each in study.conditions if each.plain and each.student is None]
+    found = [explaining.of_run(workshop, folder, run) for run in folder.finished()
+             if run.seed in wanted and run.condition.name in shown]
     if spec.teachers:
-        found += [explaining.of_teacher(workshop, name, seed, labels.teacher) for (name, seed), labels in soft.items()
-                  if labels is not None and seed in (None, seeds[0])]
+        for fit in teacher_fits(study):
+            if fit.condition is None and fit.seed in (None, study.seeds[0]) and folder.teacher_path(fit).is_dir():
+                artifact, _ = stages.fitted_teacher(workshop, folder, fit)
+                found.append(explaining.of_teacher(workshop, fit.name, fit.seed, artifact.path))
     return found
 
 

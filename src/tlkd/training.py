@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tlkd import seeding
 from tlkd.batches import Indices, Source, predict
+from tlkd.draws import Draw
 from tlkd.errors import RunFailed
 from tlkd.losses import Loss
 from tlkd.models import Network, load_trained, trained_state
@@ -32,8 +33,8 @@ class Task:
     """What is learnt from and what is looked at after each epoch (dev; test only to repeat the thesis)."""
 
     inputs: Source
-    labels: NDArray[np.int64]  # [sample]
-    views: int
+    draw: Draw  # which samples, under which labels, in which of a corruption's variants
+    views: int  # without the variants
     soft_labels: Source | None
     check_name: str  # "dev" or "test", as the history's columns call it
     check_inputs: Source
@@ -70,21 +71,23 @@ def fit(network: Network, forward: Callable[[Tensor], Tensor], loss: Loss, task:
         result, best = Fit(), trained_state(network)
         if checkpoint is not None and _readable(checkpoint):
             result, best = _resume(checkpoint, network, optimiser, scheduler, scaler)
-        labels = torch.from_numpy(task.labels).to(device)
         while result.epochs < training.epochs and not _stopped(result, training):
             started = time.perf_counter()
             epoch = result.epochs + 1
             rate = optimiser.param_groups[0]["lr"]
+            labels = torch.from_numpy(task.draw.labels(epoch)).to(device)
+            variants = task.draw.variants(epoch)
             network.train()
             losses = []
             with torch.random.fork_rng(_devices(device)):
                 _seed(device, seeding.seed_from("dropout", seed, epoch))
-                for samples, which in epoch_batches(seed, epoch, len(task.labels), task.views, training.batch_size):
+                for places, which in epoch_batches(seed, epoch, len(variants), task.views, training.batch_size):
+                    samples, which = task.draw.samples[places], which + task.views * variants[places]
                     soft_labels = task.soft_labels(which, samples) if task.soft_labels is not None else None
                     inputs = task.inputs(which, samples)  # outside autocast, which would resize in half precision
                     with _autocast(device, training.precision):
                         logits = forward(inputs)
-                    value = loss(logits, labels[torch.from_numpy(samples).to(device)], soft_labels)
+                    value = loss(logits, labels[torch.from_numpy(places).to(device)], soft_labels)
                     optimiser.zero_grad(set_to_none=True)
                     scaler.scale(value).backward()  # type: ignore[no-untyped-call]
                     scaler.step(optimiser)

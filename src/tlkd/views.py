@@ -4,7 +4,7 @@ A view is a function of sample id, view number and `data_seed`, so that a teache
 of a sample see the same pixels, today or in another study.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,15 +19,20 @@ CROP_RATIO = (3 / 4, 4 / 3)
 
 @dataclass(frozen=True)
 class View:
-    """One version of every sample: the number of a banked random resized crop (None: the whole image), and a flip."""
+    """One version of every sample: geometry, and a corruption's variant.
+
+    The geometry is the number of a banked random resized crop (None: the whole image), and a flip. Variants count from
+    1; 0 is uncorrupted. What a variant does is the condition's business: a view only says which.
+    """
 
     crop: int | None = None
     flip: bool = False
+    variant: int = 0
 
     def __str__(self) -> str:
-        """Name the view, e.g. `crop3+flip`."""
+        """Name the view, e.g. `crop3+flip`, or `flip#1` in the first variant of a corruption."""
         parts = ([] if self.crop is None else [f"crop{self.crop}"]) + (["flip"] if self.flip else [])
-        return "+".join(parts) or "identity"
+        return ("+".join(parts) or "identity") + (f"#{self.variant}" if self.variant else "")
 
 
 IDENTITY = View()
@@ -44,6 +49,11 @@ def train_views(augment: tuple[str, ...]) -> tuple[View, ...]:
             crops = list(range(int(item.partition(":")[2])))
     flips = (False, True) if "hflip" in augment else (False,)
     return tuple(View(crop, flip) for crop in crops for flip in flips)
+
+
+def corrupted(views: tuple[View, ...], variants: int) -> tuple[View, ...]:
+    """These views in each variant of a corruption: number `g + len(views) * (v - 1)` is view g in variant v."""
+    return tuple(replace(view, variant=variant) for variant in range(1, variants + 1) for view in views)
 
 
 def crop_boxes(keys: NDArray[np.uint64], crop: int, data_seed: int) -> NDArray[np.float64]:

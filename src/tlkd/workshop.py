@@ -12,17 +12,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tlkd import banks, evaluation, models, progress, seeding, store
-from tlkd.batches import Pixels, Rows, Source, predict
+from tlkd import banks, corruptions, evaluation, models, progress, seeding, store
+from tlkd.batches import Joined, Pixels, Rows, Source, predict
 from tlkd.datasets import Dataset, channel_statistics
+from tlkd.distortions import describe
+from tlkd.draws import Draw, draw
 from tlkd.errors import BadInput
 from tlkd.folder import Predictions, save_predictions
 from tlkd.losses import Loss
-from tlkd.specs import Network, Normalisation, Study, Training, canonical
+from tlkd.specs import Condition, Distortion, Network, Normalisation, Study, Training, canonical
 from tlkd.training import Fit, Task, fit, threads
-from tlkd.views import IDENTITY, View, train_views
+from tlkd.views import IDENTITY, View, corrupted, train_views
 
 Channels = tuple[float, ...]
+
+DISTORTIONS = 1  # version of what the kinds of distortion do; a change that alters images raises it
 
 
 @dataclass
@@ -33,6 +37,7 @@ class Workshop:
     dataset: Dataset
     cache: Path
     device: torch.device
+    threads: int = 0  # that build banks; 0: as many as torch has
     stages: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -40,7 +45,9 @@ class Workshop:
         self.keys = seeding.keys(list(self.dataset.ids))
         self.labels = {split: self.dataset.labels[rows] for split, rows in self.dataset.splits.items()}
         self.networks: dict[str, models.Network] = {}
+        self.hashes: dict[int, str] = {}  # of the shared networks' backbones
         self.feature_banks: dict[str, banks.Bank] = {}
+        self.draws: dict[str, Draw] = {}
         self._statistics: tuple[Channels, Channels] | None = None
 
     def normalisation(self, network: models.Network) -> tuple[Channels, Channels]:
@@ -53,6 +60,14 @@ class Workshop:
         if self._statistics is None:
             self._statistics = channel_statistics(self.dataset)
         return self._statistics
+
+    def draw(self, condition: Condition, seed: int) -> Draw:
+        """What a condition makes of the training split for one seed."""
+        name = canonical([condition.difficulty, seed])
+        if name not in self.draws:
+            rows = self.dataset.splits["train"]
+            self.draws[name] = draw(condition, seed, self.dataset.classes, self.labels["train"], self.keys[rows])
+        return self.draws[name]
 
     def record(self, stage: str, artifact: store.Artifact, from_cache: bool) -> None:
         """Note what a stage cost when it was made, in this study or in one that shared it."""
@@ -91,13 +106,18 @@ def network_for(workshop: Workshop, spec: Network, seed: int, key: str, *, fit: 
     return network
 
 
-def pixels(workshop: Workshop, network: models.Network, split: str) -> Pixels:
-    """The images of a split as this network takes them: train in all its views, the others in the identity."""
+def pixels(workshop: Workshop, network: models.Network, split: str, views: tuple[View, ...] | None = None,
+           distortion: Distortion | None = None) -> Pixels:
+    """The images of a split as this network takes them: train in all its views, the others in the identity.
+
+    `views` replaces these; `distortion` is what the variants among them do.
+    """
     mean, sd = workshop.normalisation(network)
     rows = workshop.dataset.splits[split]
-    views = workshop.views if split == "train" else (IDENTITY,)
+    if views is None:
+        views = workshop.views if split == "train" else (IDENTITY,)
     return Pixels(workshop.dataset.images, rows, workshop.keys[rows], views,
-                  network.input_size, workshop.study.data.data_seed, mean, sd, workshop.device)
+                  network.input_size, workshop.study.data.data_seed, mean, sd, workshop.device, distortion)
 
 
 def all_pixels(workshop: Workshop, network: models.Network) -> dict[str, Pixels]:
@@ -111,18 +131,37 @@ def counted(workshop: Workshop, sources: dict[str, Source]) -> dict[str, tuple[S
             for split, source in sources.items()}
 
 
-def input_spec(workshop: Workshop, network: models.Network) -> dict[str, Any]:
-    """What decides a network's input beside the data themselves."""
+def input_spec(workshop: Workshop, network: models.Network, views: tuple[View, ...] | None = None,
+               distortion: Distortion | None = None) -> dict[str, Any]:
+    """What decides a network's input beside the data themselves; of other views than the study's where given."""
     mean, sd = workshop.normalisation(network)
-    cropped = any(view.crop is not None for view in workshop.views)
-    return {"model": network.name, "input_size": network.input_size, "mean": mean, "sd": sd,
-            "views": [str(view) for view in workshop.views],
-            "data_seed": workshop.study.data.data_seed if cropped else None}
+    views = workshop.views if views is None else views
+    drawn = distortion is not None or any(view.crop is not None for view in views)
+    spec = {"model": network.name, "input_size": network.input_size, "mean": mean, "sd": sd,
+            "views": [str(view) for view in views], "data_seed": workshop.study.data.data_seed if drawn else None}
+    return spec if distortion is None else {**spec, "distortion": distortion_spec(workshop, distortion)}
+
+
+def distortion_spec(workshop: Workshop, distortion: Distortion) -> dict[str, Any]:
+    """A distortion as an address holds it: its settings, on the scale that `auto` stands for here."""
+    spec: dict[str, Any] = {"version": DISTORTIONS, "kind": distortion.kind, **distortion.settings}
+    if "scale" in spec:
+        spec["scale"] = corruptions.published_scale(distortion, workshop.dataset.images.shape[1])
+    return spec
+
+
+def corrupted_views(workshop: Workshop, condition: Condition) -> tuple[View, ...]:
+    """The study's views in each variant of a condition's corruption; none where it corrupts nothing."""
+    corruption = condition.corruption
+    return () if condition.distortion is None or corruption is None else corrupted(workshop.views, corruption.variants)
 
 
 def inputs_of(workshop: Workshop, network: models.Network) -> dict[str, str]:
     """The addresses that everything made of the data and a network hangs on; taken before the network is trained."""
-    return {"data": workshop.dataset.content, "backbone": models.backbone_hash(network)}
+    shared = any(network is each for each in workshop.networks.values())  # one that no training changes
+    if not shared or id(network) not in workshop.hashes:
+        workshop.hashes[id(network)] = models.backbone_hash(network)
+    return {"data": workshop.dataset.content, "backbone": workshop.hashes[id(network)]}
 
 
 def feature_bank(workshop: Workshop, network: models.Network, who: str) -> banks.Bank:
@@ -137,29 +176,67 @@ def feature_bank(workshop: Workshop, network: models.Network, who: str) -> banks
         network.eval()
         images = counted(workshop, dict(all_pixels(workshop, network)))
         bank = banks.build(workshop.cache, "features", spec, inputs, network.width, images, network.features,
-                           f"features of {who}")
+                           f"features of {who}", workshop.threads)
     workshop.record(f"features of {who}", bank.artifact, from_cache)
     workshop.feature_banks[where] = bank
     return bank
 
 
-def learner(workshop: Workshop, network: models.Network, who: str) -> Learner:
-    """A network with its batches: banked features where nothing in its backbone changes, the images elsewhere."""
-    if workshop.study.bank and models.has_frozen_backbone(network):
-        arrays = feature_bank(workshop, network, who.partition(",")[0]).arrays
-        sources: dict[str, Source] = {split: Rows(array, workshop.device) for split, array in arrays.items()}
-        return Learner(network, who, sources, network.classify)
-    return Learner(network, who, dict(all_pixels(workshop, network)), network)
+def distorted_bank(workshop: Workshop, network: models.Network, split: str, views: tuple[View, ...],
+                   distortion: Distortion, who: str) -> banks.Bank:
+    """The features of a frozen backbone for distorted views of one split."""
+    spec = {**input_spec(workshop, network, views, distortion), "split": split}
+    inputs = inputs_of(workshop, network)
+    where = store.address("features", banks.VERSION, spec, inputs)
+    if where in workshop.feature_banks:
+        return workshop.feature_banks[where]
+    bank = banks.cached(workshop.cache, "features", spec, inputs)
+    from_cache, what = bank is not None, f"features of {who}, {describe(distortion)}"
+    if bank is None:
+        network.eval()
+        source = pixels(workshop, network, split, views, distortion)
+        bank = banks.build(workshop.cache, "features", spec, inputs, network.width,
+                           {split: (source, len(views), len(workshop.labels[split]))}, network.features, what,
+                           workshop.threads)
+    workshop.record(what, bank.artifact, from_cache)
+    workshop.feature_banks[where] = bank
+    return bank
 
 
-def train(workshop: Workshop, who: Learner, loss: Loss, soft_labels: Source | None, training: Training, *, seed: int,
-          work: Path) -> Fit:
-    """Fit on the training split, looking at the split that `selection` names after each epoch.
+def is_banked(workshop: Workshop, network: models.Network) -> bool:
+    """Whether a network's features come out of a bank."""
+    return workshop.study.bank and models.has_frozen_backbone(network)
+
+
+def learner(workshop: Workshop, network: models.Network, who: str, condition: Condition | None = None) -> Learner:
+    """A network with its batches: banked features where nothing in its backbone changes, the images elsewhere.
+
+    Under a condition that corrupts images, train has the corrupted views behind the clean ones.
+    """
+    views = () if condition is None else corrupted_views(workshop, condition)
+    distortion = None if condition is None else condition.distortion
+    if not is_banked(workshop, network):
+        sources: dict[str, Source] = dict(all_pixels(workshop, network))
+        if distortion is not None:
+            sources["train"] = pixels(workshop, network, "train", workshop.views + views, distortion)
+        return Learner(network, who, sources, network)
+    name = who.partition(",")[0]
+    arrays = feature_bank(workshop, network, name).arrays
+    sources = {split: Rows(array, workshop.device) for split, array in arrays.items()}
+    if distortion is not None:
+        bank = distorted_bank(workshop, network, "train", views, distortion, name)
+        sources["train"] = Joined(sources["train"], Rows(bank.arrays["train"], workshop.device), len(workshop.views))
+    return Learner(network, who, sources, network.classify)
+
+
+def train(workshop: Workshop, who: Learner, loss: Loss, soft_labels: Source | None, training: Training, drawn: Draw, *,
+          seed: int, work: Path) -> Fit:
+    """Fit on what a condition makes of the training split, looking at the split that `selection` names each epoch.
 
     The checkpoint lies in the folder `work` until the caller removes it.
     """
     check = workshop.study.selection
-    task = Task(who.sources["train"], workshop.labels["train"], len(workshop.views), soft_labels, check,
+    task = Task(who.sources["train"], drawn, len(workshop.views), soft_labels, check,
                 who.sources[check], workshop.labels[check])
     with progress.bar(who.who, training.epochs) as advance:
         return fit(who.network, who.forward, loss, task, training, seed, workshop.device,
