@@ -7,6 +7,7 @@ from torch.nn import functional
 from common import CPU, Row, interleaved, network
 from tlkd import specs
 from tlkd.batches import Rows
+from tlkd.draws import whole
 from tlkd.losses import make_loss
 from tlkd.training import Task, fit
 
@@ -24,7 +25,7 @@ def main() -> None:
 
     def ours(with_teacher: bool) -> None:
         soft_labels = Rows(soft, CPU) if with_teacher else None
-        task = Task(Rows(bank, CPU), labels, 2, soft_labels, "dev", Rows(bank, CPU), labels[:1])
+        task = Task(Rows(bank, CPU), whole(labels), 2, soft_labels, "dev", Rows(bank, CPU), labels[:1])
         loss = make_loss("tl_kd", 0.1, 10.0) if with_teacher else make_loss("tl")
         fit(net, net.classify, loss, task, specs.Training(epochs=EPOCHS, batch_size=BATCH), 0, CPU)
 

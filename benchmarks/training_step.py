@@ -6,6 +6,7 @@ import torch
 from common import CPU, Row, interleaved, network, pixels
 from tlkd import specs
 from tlkd.batches import Rows
+from tlkd.draws import whole
 from tlkd.losses import make_loss
 from tlkd.training import Task, fit
 
@@ -21,7 +22,7 @@ def main() -> None:
     net = network(size=SIZE, trainable="all")
 
     def ours(soft_labels: Rows | None) -> None:
-        task = Task(source, labels, 2, soft_labels, "dev", source, labels[:1])
+        task = Task(source, whole(labels), 2, soft_labels, "dev", source, labels[:1])
         loss = make_loss("tl") if soft_labels is None else make_loss("tl_kd", 0.1, 10.0)
         fit(net, net, loss, task, training, 0, CPU)
 

@@ -8,7 +8,7 @@ import pandas as pd
 from safetensors.numpy import save_file
 
 from tlkd import evaluation, store
-from tlkd.folder import Predictions, Run, StudyFolder, save_predictions
+from tlkd.folder import Predictions, Run, StudyFolder, save_predictions, teacher_fits
 from tlkd.reading import apply_set, validate
 from tlkd.seeding import generator
 from tlkd.study import collect
@@ -35,11 +35,10 @@ def lay_down(path: Path, *assignments: str, waiting: tuple[str, ...] = (), faile
     folder.prepare(study, PROVENANCE)
     store.write_json(path / "data.json", {"source": "mnist5k", "classes": ["a", "b", "c"], "content": "0" * 64,
                                           "counts": {"test": {"a": 2, "b": 2, "c": 2}}})
-    for name, teacher in study.used_teachers.items():
-        for seed in study.seeds if teacher.per_seed else [None]:
-            target = folder.teacher_path(name, seed)
-            target.mkdir(parents=True)
-            _result(target, 3, f"{name}-{seed}")
+    for fit in teacher_fits(study):
+        target = folder.teacher_path(fit)
+        target.mkdir(parents=True)
+        _result(target, 3, fit.fit_id)
     for run in folder.runs():
         if run.run_id in failed:
             store.replace_text(folder.failure_path(run), "epoch 2, step 5: the loss is nan\nand a traceback\n")

@@ -124,7 +124,7 @@ def test_a_damaged_bank_is_made_again_and_said(tmp_path, capsys, damage):
 def test_the_manifest_says_what_is_in_it(tmp_path):
     artifact = build(tmp_path, Network()).artifact
     assert artifact.about["splits"] == {"train": [4, 70, 5], "dev": [1, 9, 5], "test": [1, 65, 5]}
-    assert artifact.about["torch"] == torch.__version__ and artifact.about["threads"] == 1
+    assert artifact.about["torch"] == torch.__version__
     assert artifact.manifest["spec"] == {"size": 24} and artifact.manifest["inputs"] == {"backbone": "b"}
     assert set(artifact.manifest["files"]) == {"train.npy", "dev.npy", "test.npy"}
     assert store.damaged(artifact.path) == []

@@ -18,6 +18,7 @@ from torch import nn
 
 from tlkd import models, progress, seeding, specs, views
 from tlkd.batches import Pixels, Rows
+from tlkd.draws import whole
 from tlkd.errors import RunFailed
 from tlkd.losses import distillation_loss, hard_loss, make_loss
 from tlkd.training import Fit, Task, epoch_batches, fit
@@ -92,7 +93,8 @@ def task_of(trainable, soft=False, **changes):
     teacher = Rows(rows(SAMPLES, 3, count_views, CLASSES) * 3, CPU) if soft else None
     task = {"inputs": train, "labels": labels_of(SAMPLES, 1), "views": count_views, "soft_labels": teacher,
             "check_name": "dev", "check_inputs": check, "check_labels": labels_of(CHECKED, 2)}
-    return Task(**{**task, **changes})
+    task |= changes
+    return Task(draw=whole(task.pop("labels")), **task)
 
 
 def training(**changes):
@@ -208,7 +210,7 @@ def test_full_training_is_the_literal_loop_in_pytorch(kind):
     for epoch in (1, 2, 3):
         for samples, which in epoch_batches(3, epoch, SAMPLES, 4, 8):
             logits = twin(task.inputs(which, samples).contiguous())
-            labels = torch.from_numpy(task.labels[samples])
+            labels = torch.from_numpy(task.draw.given[samples])
             loss = nn.functional.cross_entropy(logits, labels)
             if kind == "tl_kd":
                 soft = (task.soft_labels(which, samples) / temperature).softmax(1)
@@ -237,7 +239,7 @@ def test_adamw_is_pytorchs():
     for epoch in range(1, 5):
         for samples, which in epoch_batches(3, epoch, SAMPLES, 2, 8):
             optimiser.zero_grad()
-            hard_loss(twin(task.inputs(which, samples)), torch.from_numpy(task.labels[samples])).backward()
+            hard_loss(twin(task.inputs(which, samples)), torch.from_numpy(task.draw.given[samples])).backward()
             optimiser.step()
     torch.testing.assert_close(network.head.weight, twin.weight, rtol=0, atol=1e-6)
 
@@ -351,7 +353,7 @@ def test_soft_labels_are_those_of_the_view_that_the_student_sees():
     train("head", training(epochs=2), loss=loss, task=replace(task, **{name: spy(name) for name in asked}))
     assert asked["inputs"] == asked["soft_labels"] and len(targets) == 10
     for (which, samples), (labels, soft) in zip(asked["inputs"], targets, strict=True):
-        assert labels == task.labels[samples].tolist()
+        assert labels == task.draw.given[samples].tolist()
         np.testing.assert_array_equal(soft.numpy(), (rows(SAMPLES, 3, 2, CLASSES) * 3)[which, samples])
 
 
