@@ -72,10 +72,8 @@ class TeacherFit:
 
 def plan(study: Study) -> tuple[Run, ...]:
     """All runs of a study, in the order they are made: a `tl` arm first, since others may start from it."""
-    arms = sorted(study.arms, key=lambda arm: arm.kind != "tl")
     return tuple(Run(arm, condition, seed) for condition in study.conditions for seed in study.seeds_of(condition)
-                 for arm in arms if condition.arms is None or arm.name in condition.arms
-                 if not any(rule.names(arm.name, condition.name, seed) for rule in study.exclude))
+                 for arm in sorted(study.arms_of(condition, seed), key=lambda arm: arm.kind != "tl"))
 
 
 def teacher_fit(study: Study, name: str, condition: Condition, seed: int) -> TeacherFit:
@@ -134,6 +132,10 @@ class StudyFolder:
         """Where a finished run lies."""
         return self.path / "runs" / run.run_id
 
+    def work_path(self, run: Run) -> Path:
+        """Where an unfinished run keeps its checkpoint, in a folder named by its address."""
+        return self.path / ".work" / run.run_id
+
     def robustness_path(self, run: Run) -> Path:
         """Where lies what a finished run's student says of distorted test images."""
         return self.path / "robustness" / run.run_id
@@ -158,7 +160,7 @@ class StudyFolder:
     def forget_failures(self, everything: bool) -> None:
         """Remove what failed steps left, so that they are tried again: those that were killed, or all."""
         for path in (self.path / "failures").glob("*.txt"):
-            if not path.name.startswith("explanation-") and (everything or KILLED in _first_line(path)):
+            if not path.name.startswith("explanation-") and (everything or was_killed(path)):
                 path.unlink(missing_ok=True)
 
     def explanation_failure_path(self, who: str) -> Path:
@@ -320,6 +322,11 @@ class StudyFolder:
         store.replace_text(self.path / "study.yaml", text)
         self.__dict__.pop("_file", None)
         self.__dict__.pop("study", None)
+
+
+def was_killed(failure: Path) -> bool:
+    """Whether what failed did so by none of its own doing."""
+    return KILLED in _first_line(failure)
 
 
 def _first_line(path: Path) -> str:

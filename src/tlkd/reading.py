@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from tlkd import grids
 from tlkd.errors import BadInput, nearest
-from tlkd.specs import PATTERNS, Study
+from tlkd.specs import PATTERNS, Study, as_tuples
 
 
 class _Loader(yaml.SafeLoader):
@@ -95,28 +95,33 @@ def dump_yaml(value: Any) -> str:
 
 
 def apply_set(study: dict[str, Any], assignment: str) -> None:
-    """Carry out one `key.path=value` on a raw study; a list is entered by index or by its items' names."""
+    """Carry out one `key.path=value` on a raw study; a list is entered by index or by its items' names.
+
+    A key that holds dots itself, as a grid's do, is found as it is written.
+    """
     path, equals, text = assignment.partition("=")
     parts = [part.strip() for part in path.split(".")]
     if not equals or not all(parts):
         raise BadInput(f"--set {assignment}: expected KEY.PATH=VALUE, e.g. training.epochs=5")
     value = parse_yaml(text, f"--set {path}")
     here: Any = study
-    for depth, part in enumerate(parts):
-        last = depth == len(parts) - 1
-        where = ".".join(parts[:depth])
+    depth = 0
+    while True:
+        rest, where, taken = parts[depth:], ".".join(parts[:depth]), 1
         if isinstance(here, list):
-            key: Any = _index(here, part, assignment, where)
+            key: Any = _index(here, rest[0], assignment, where)
         elif isinstance(here, dict):
-            key = part
-            if not last and here.get(key) is None:
+            taken = next((count for count in range(len(rest), 1, -1) if ".".join(rest[:count]) in here), 1)
+            key = ".".join(rest[:taken])
+            if len(rest) > taken and here.get(key) is None:
                 here[key] = {}
         else:
-            raise BadInput(f"--set {assignment}: {where} is {_shown(here)}, which has no key {part!r}")
-        if last:
+            raise BadInput(f"--set {assignment}: {where} is {_shown(here)}, which has no key {rest[0]!r}")
+        depth += taken
+        if depth == len(parts):
             here[key] = value
-        else:
-            here = here[key]
+            return
+        here = here[key]
 
 
 def _index(items: list[Any], part: str, assignment: str, where: str) -> int:
@@ -162,7 +167,7 @@ def validate(raw: dict[str, Any], origin: str) -> Study:
     except ValueError as error:
         raise BadInput(f"{origin}: {error}") from None
     try:
-        return Study.model_validate(_tuples(raw))
+        return Study.model_validate(as_tuples(raw))
     except ValidationError as error:
         lines = list(dict.fromkeys(_explain(problem, raw) for problem in _own(error.errors(), raw)))
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
@@ -174,13 +179,6 @@ def _kind(path: Path) -> Literal["file", "folder"] | None:
         return "file" if path.is_file() else "folder" if path.is_dir() else None
     except OSError:  # a name too long to be one
         return None
-
-
-def _tuples(value: Any) -> Any:
-    """Lists as the tuples that a frozen spec holds; a strict model would refuse them as they are."""
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def _own(problems: list[ErrorDetails], raw: dict[str, Any]) -> list[ErrorDetails]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections import Counter
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -250,7 +251,8 @@ class Distortion(Spec):
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, value: Any) -> Any:
-        return {**SETTINGS_OF.get(value.get("kind"), {}), **value} if isinstance(value, dict) else value
+        known = isinstance(value, dict) and isinstance(value.get("kind"), str)
+        return {**SETTINGS_OF.get(value["kind"], {}), **value} if known else value
 
     @model_validator(mode="after")
     def _of_its_kind(self) -> "Distortion":
@@ -507,8 +509,9 @@ class Study(Spec):
     def _references(self) -> "Study":
         arms, conditions = [arm.name for arm in self.arms], [condition.name for condition in self.conditions]
         names: dict[str, list[str | int]] = {"arms": [*arms], "seeds": list(self.seeds), "conditions": [*conditions]}
+        names |= {f"conditions.{each.name}.seeds": [*each.seeds] for each in self.conditions if each.seeds is not None}
         for what, found in names.items():
-            twice = [name for name in found if found.count(name) > 1]
+            twice = [name for name, count in Counter(found).items() if count > 1]
             if twice:
                 raise ValueError(f"{what}: found {twice[0]!r} more than once; each may stand there once")
         for arm in self.arms:
@@ -524,10 +527,11 @@ class Study(Spec):
             for name in wanted or ():
                 if name not in there:
                     raise ValueError(f"{where}: found {name!r}{nearest(name, there)}; allowed: {', '.join(there)}")
-        from_tl = [f"arms.{arm.name}.kind: 'self'" for arm in self.arms if arm.kind == "self"]
-        from_tl += ["student.start: 'tl'"] if self.student.start == "tl" else []
-        if from_tl and not any(arm.kind == "tl" for arm in self.arms):
-            raise ValueError(f"{from_tl[0]} needs an arm of kind tl to start from")
+        seeds = sorted({seed for each in self.conditions for seed in self.seeds_of(each)})
+        unknown = [seed for rule in self.exclude for seed in rule.seeds or () if seed not in seeds]
+        if unknown:
+            raise ValueError(f"exclude.seeds: found {unknown[0]}; allowed: {', '.join(map(str, seeds))}")
+        self._check_runs()
         if (self.data.dev_fraction == 0) != (self.selection == "test"):
             raise ValueError("data.dev_fraction and selection: a dev split goes with `selection: dev`, "
                              f"dev_fraction: 0 with `selection: test`; found {self.data.dev_fraction} "
@@ -538,32 +542,60 @@ class Study(Spec):
         self._check_overrides()
         return self
 
+    def _check_runs(self) -> None:
+        """There is a run, and a TL student for every run that starts from one."""
+        from_tl = {arm.name: f"arms.{arm.name}.kind: 'self'" for arm in self.arms if arm.kind == "self"}
+        if self.student.start == "tl":
+            from_tl = {arm.name: "student.start: 'tl'" for arm in self.arms if arm.kind != "tl"}
+        any_run = False
+        for condition in self.conditions:
+            for seed in self.seeds_of(condition):
+                arms = self.arms_of(condition, seed)
+                any_run = any_run or bool(arms)
+                needs = next((arm.name for arm in arms if arm.name in from_tl), None)
+                if needs is not None and all(arm.kind != "tl" for arm in arms):
+                    raise ValueError(f"{from_tl[needs]} needs an arm of kind tl to start from; under conditions."
+                                     f"{condition.name}, seed {seed}, found {', '.join(arm.name for arm in arms)}")
+        if not any_run:
+            raise ValueError("exclude: leaves no run; expected rules that leave at least one")
+
     def _check_overrides(self) -> None:
         """Every override makes a whole student and training, and none lets the clean dev split rescue a difficulty."""
         for condition in self.conditions:
-            _overridden(self.student, condition.student, f"conditions.{condition.name}.student")
-            _overridden(self.training, condition.training, f"conditions.{condition.name}.training")
+            where = f"conditions.{condition.name}"
+            self.student_of(condition)
+            if "start" in (condition.student or {}):
+                raise ValueError(f"{where}.student.start: is the whole study's; allowed: student.start")
             for arm in self.arms:
                 training = self.training_of(arm, condition)
-                if not condition.plain and self.selection == "dev":
-                    _refuse_rescue(training, f"conditions.{condition.name}", "training")
+                runs = condition.arms is None or arm.name in condition.arms
+                if runs and not condition.plain and self.selection == "dev":
+                    _refuse_rescue(training, where, {f"arms.{arm.name}.training": arm.training or {},
+                                                     f"{where}.training": condition.training or {}})
         for name, teacher in self.used_teachers.items():
-            hard = next((each for each in self.conditions if not each.plain), None)
+            names = [arm.name for arm in self.arms if arm.teacher == name]
+            hard = next((each for each in self.conditions if not each.plain and (
+                each.arms is None or any(arm in names for arm in each.arms))), None)
             if hard is not None and teacher.trained_on == "condition" and teacher.fit and self.selection == "dev":
-                _refuse_rescue(teacher.training, f"conditions.{hard.name}", f"teachers.{name}.training")
+                _refuse_rescue(teacher.training, f"conditions.{hard.name}", {}, f"teachers.{name}.training")
 
     def student_of(self, condition: Condition) -> Student:
         """The student under a condition."""
         return _overridden(self.student, condition.student, f"conditions.{condition.name}.student")
 
     def training_of(self, arm: Arm, condition: Condition) -> Training:
-        """The training of an arm's student under a condition: the study's, then the condition's keys, then the arm's."""
+        """The training of an arm's student under a condition: the study's, the condition's keys, then the arm's."""
         common = _overridden(self.training, condition.training, f"conditions.{condition.name}.training")
         return _overridden(common, arm.training, f"arms.{arm.name}.training")
 
     def seeds_of(self, condition: Condition) -> tuple[int, ...]:
         """The seeds that are run under a condition."""
         return condition.seeds or self.seeds
+
+    def arms_of(self, condition: Condition, seed: int) -> tuple[Arm, ...]:
+        """The arms that are run under a condition with a seed: those that nothing leaves out."""
+        return tuple(arm for arm in self.arms if (condition.arms is None or arm.name in condition.arms)
+                     and not any(rule.names(arm.name, condition.name, seed) for rule in self.exclude))
 
     @property
     def used_teachers(self) -> dict[str, Teacher]:
@@ -593,12 +625,15 @@ def _overridden(part: Part, keys: dict[str, Any] | None, where: str) -> Part:
                          f"{said.replace('Input should be', 'allowed:')}") from None
 
 
-def _refuse_rescue(training: Training, condition: str, where: str) -> None:
+def _refuse_rescue(training: Training, condition: str, overrides: dict[str, dict[str, Any]],
+                   otherwise: str = "training") -> None:
+    """Refuse what looks at dev, where it stands: in one of the overrides, or in what they override."""
     found = (("early_stopping", training.early_stopping is not None, training.early_stopping, "null"),
              ("report_epoch", training.report_epoch == "best", "best", "last"),
              ("schedule", training.schedule == "plateau", "plateau", "constant, cosine"))
     for key, wrong, value, allowed in found:
         if wrong:
+            where = next((place for place, keys in overrides.items() if key in keys), otherwise)
             raise ValueError(f"{where}.{key}: found {value!r}; under {condition} a look at the clean dev split would "
                              f"rescue a starved run; allowed: {allowed} (or selection: test, to repeat the thesis)")
 
@@ -620,6 +655,13 @@ def _with_training(teacher: Any, common: dict[str, Any]) -> Any:
 
 def _listed(value: Any) -> str:
     return str(list(value)) if isinstance(value, tuple) else repr(value)
+
+
+def as_tuples(value: Any) -> Any:
+    """Lists as the tuples that a frozen spec holds; a strict model would refuse them as they are."""
+    if isinstance(value, dict):
+        return {key: as_tuples(item) for key, item in value.items()}
+    return tuple(as_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def canonical(value: Any) -> str:
