@@ -4,6 +4,7 @@ Everything is drawn by name (seed, sample id, and the epoch where it is drawn an
 it, and so that what a small fraction drops, corrupts or mislabels, a larger one does too.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -114,17 +115,23 @@ def _kept(fraction: float, where: str, seed: int, classes: Sequence[str], labels
     """A part of every class alike, `fraction` of it to the nearest whole sample: nested as the fraction grows."""
     if fraction == 1:
         return np.arange(len(labels), dtype=np.int64)
+    counts = np.bincount(labels, minlength=len(classes))
+    fewest = int(counts.argmin())
+    if _round(fraction * int(counts[fewest])) == 0:
+        raise BadInput(f"{where}: found {fraction:g}, which leaves none of the {counts[fewest]} training images of "
+                       f"class {classes[fewest]!r}; allowed: at least {_least(int(counts[fewest])):g}")
     places = seeding.uniforms(keys, 1, "kept", seed)[:, 0]
     kept = []
-    for label, name in enumerate(classes):
+    for label in range(len(classes)):
         members = np.flatnonzero(labels == label)
-        count = _round(fraction * len(members))
-        if count == 0:
-            least = np.ceil(0.5 / len(members) * 1e4) / 1e4 if len(members) else 1
-            raise BadInput(f"{where}: found {fraction:g}, which leaves none of the {len(members)} training images of "
-                           f"class {name!r}; allowed: at least {least:g}")
-        kept.append(members[np.argsort(places[members], kind="stable")][:count])
+        kept.append(members[np.argsort(places[members], kind="stable")][:_round(fraction * len(members))])
     return np.sort(np.concatenate(kept)).astype(np.int64)
+
+
+def _least(count: int) -> float:
+    """The smallest fraction that leaves one of so many, to four digits upwards."""
+    digits = 3 + len(str(count))  # after the point, of 0.5 / count
+    return math.ceil(0.5 / count * 10**digits) / 10**digits if count else 1
 
 
 def _first(places: NDArray[np.float64], among: NDArray[np.bool_], fraction: float, anew: bool) -> NDArray[np.bool_]:
