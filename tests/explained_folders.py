@@ -11,7 +11,7 @@ import numpy as np
 
 from tlkd import explained, regions, store
 from tlkd.explained import Explained, ExplainedImages
-from tlkd.folder import Predictions, StudyFolder, load_predictions
+from tlkd.folder import Predictions, StudyFolder, TeacherFit, load_predictions
 from tlkd.seeding import generator
 
 SHARES = {"tl": 0.55, "tl_kd": 0.65}
@@ -34,7 +34,7 @@ def write_explanations(folder: Path, *, shares: Mapping[str, float] | None = Non
     if teachers:
         for name, teacher in found.study.used_teachers.items():
             for seed in found.study.seeds if teacher.per_seed else [None]:
-                path = found.teacher_path(name, seed) / "predictions.npz"
+                path = found.teacher_path(TeacherFit(name, None, seed)) / "predictions.npz"
                 networks[explained.teacher_name(name, seed)] = name, load_predictions(path)
     chosen = ExplainedFixture(next(iter(networks.values()))[1], images, masked, uncertain, side)
     root = folder / "explanations"

@@ -7,21 +7,27 @@ import numpy as np
 import pandas as pd
 
 from tlkd import evaluation, store
-from tlkd.folder import Predictions, Run, StudyFolder, save_predictions
+from tlkd.folder import Predictions, Run, StudyFolder, save_predictions, teacher_fits
 from tlkd.reading import dump_yaml, validate
 from tlkd.seeding import generator
+from tlkd.specs import Condition
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+Gains = dict[Any, float]  # by arm, or by (arm, condition)
 PROVENANCE = {"command": "tlkd run planted", "started": "2026-01-02T03:04:05+00:00", "git_commit": "0" * 40,
               "versions": {"python": "3.11.7", "tlkd": "0.1.0", "torch": "2.9.0"},
               "hardware": {"processor": "a processor", "cores": 2, "device": "cpu", "memory_gib": 7.8}}
 
 
 def lay_down(path: Path, *, classes: tuple[str, ...] = CLASSES, per_class: int | tuple[int, ...] = 40, seeds: int = 10,
-             gain: float | dict[str, float] = 0.06, earlier: float = 2.0, teacher_accuracy: float = 0.9,
+             gain: float | Gains = 0.06, level: dict[str, float] | None = None, earlier: float = 2.0,
+             teacher_accuracy: float = 0.9,
              epochs: int = 30, failed: tuple[str, ...] = (), missing: tuple[str, ...] = (),
              skipped: tuple[dict[str, str], ...] = (), **study: Any) -> StudyFolder:
-    """Write the folder; `gain` is what each `tl_kd` arm adds to TL's accuracy of .75, `earlier` its lead in epochs."""
+    """Write the folder; `gain` is what an arm adds to TL's accuracy of .75, `earlier` its lead in epochs.
+
+    `gain` by arm, or by (arm, condition), which goes first; `level` is TL's accuracy by condition where it is not .75.
+    """
     raw = {"name": "planted", "data": {"source": "folder:somewhere", "augment": []},
            "student": {"model": "packaged:efficientnet_lite0", "input_size": 48},
            "teachers": {"lite1": {"model": "packaged:efficientnet_lite1", "input_size": 64}},
@@ -36,23 +42,38 @@ def lay_down(path: Path, *, classes: tuple[str, ...] = CLASSES, per_class: int |
     labels = np.repeat(np.arange(len(classes)), each)
     _card(path, classes, each, skipped, spec.selection)
     folder = StudyFolder(path)
-    gains = {arm.name: gain.get(arm.name, 0.0) if isinstance(gain, dict) else gain for arm in spec.arms}
     for run in folder.runs():
         if run.run_id in failed:
             store.replace_text(folder.failure_path(run), "epoch 3, step 4: the loss is nan\nand a traceback\n")
         elif run.run_id not in missing:
-            lift, lead = (0.0, 0.0) if run.arm.kind == "tl" else (gains[run.arm.name], earlier)
-            _run(folder, run, labels, 0.75 + lift, lead)
-    for name, teacher in spec.used_teachers.items():
-        for seed in spec.seeds if teacher.per_seed else [None]:
-            target = folder.teacher_path(name, seed)
-            target.mkdir(parents=True, exist_ok=True)
-            logits = _logits(labels, len(classes), teacher_accuracy, ("teacher", name, seed or 0))
-            _result(target, labels, logits, _curve(teacher_accuracy, 0, epochs, ("teacher", name)), spec.selection)
+            base = (level or {}).get(run.condition.name, 0.75)
+            lift, lead = (0.0, 0.0) if run.arm.kind == "tl" else (_lift(gain, run), earlier)
+            _run(folder, run, labels, base + lift, lead)
+    for fit in teacher_fits(spec):
+        target = folder.teacher_path(fit)
+        target.mkdir(parents=True, exist_ok=True)
+        accuracy = teacher_accuracy + (level or {}).get(_name(fit.condition), 0.75) - 0.75
+        logits = _logits(labels, len(classes), accuracy, ("teacher", fit.name, fit.seed or 0, *_named(fit.condition)))
+        _result(target, labels, logits, _curve(accuracy, 0, epochs, ("teacher", fit.name)), spec.selection)
     store.write_json(path / "stages.json", [
         {"stage": "features of student", "address": "a" * 20, "from_cache": False, "seconds": 31.4, "bytes": 2**24},
         {"stage": "teacher lite1", "address": "b" * 20, "from_cache": True, "seconds": 0.2, "bytes": 2**16}])
     return folder
+
+
+def _lift(gain: float | Gains, run: Run) -> float:
+    if not isinstance(gain, dict):
+        return gain
+    return gain.get((run.arm.name, run.condition.name), gain.get(run.arm.name, 0.0))
+
+
+def _name(condition: Condition | None) -> str:
+    return condition.name if condition is not None else ""
+
+
+def _named(condition: Condition | None) -> tuple[str, ...]:
+    """What tells the draws of a difficult condition from those of a plain one."""
+    return () if condition is None or condition.name == "clean" else (condition.name,)
 
 
 def _card(path: Path, classes: tuple[str, ...], each: tuple[int, ...], skipped: Any, selection: str) -> None:
@@ -72,9 +93,10 @@ def _run(folder: StudyFolder, run: Run, labels: np.ndarray, accuracy: float, lea
     classes = int(labels.max()) + 1
     target = folder.run_path(run)
     target.mkdir(parents=True)
-    accuracy += float(generator("luck", run.arm.kind, run.seed).normal(0, 0.008))
-    logits = _logits(labels, classes, accuracy, ("student", run.arm.name, run.seed))
-    curve = _curve(accuracy, lead, folder.study.training.epochs, ("student", run.arm.kind, run.seed))
+    where = _named(run.condition)
+    accuracy += float(generator("luck", run.arm.kind, run.seed, *where).normal(0, 0.008))
+    logits = _logits(labels, classes, accuracy, ("student", run.arm.name, run.seed, *where))
+    curve = _curve(accuracy, lead, folder.study.training.epochs, ("student", run.arm.kind, run.seed, *where))
     _result(target, labels, logits, curve, folder.study.selection)
     store.write_json(target / "manifest.json", {"address": "d" * 20, "files": {}, "about": {}})
 

@@ -11,7 +11,7 @@ from tlkd import report, sections, store, tables
 from tlkd.contrasts import image_weights
 from tlkd.errors import BadInput
 from tlkd.findings import Findings, find
-from tlkd.folder import StudyFolder, load_predictions, save_predictions
+from tlkd.folder import StudyFolder, TeacherFit, load_predictions, save_predictions
 from tlkd.summary import hurts, summarise
 
 TWO = {"arms": [{"name": "tl", "kind": "tl"}, {"name": "soft", "kind": "tl_kd", "teacher": "lite1"},
@@ -200,8 +200,8 @@ def test_impossible_intervals_are_not_shown(tmp_path: Path) -> None:
 
 def test_a_failed_teacher_is_said(tmp_path: Path) -> None:
     folder = lay_down(tmp_path / "s", seeds=2, failed=("tl_kd-clean-0", "tl_kd-clean-1"))
-    shutil.rmtree(folder.teacher_path("lite1"))
-    store.replace_text(folder.teacher_failure_path("lite1"), "epoch 1, step 2: the loss is nan\nand more\n")
+    shutil.rmtree(folder.teacher_path(TeacherFit("lite1")))
+    store.replace_text(folder.teacher_failure_path(TeacherFit("lite1")), "epoch 1, step 2: the loss is nan\nand more\n")
     found = find(folder)
     assert found.teacher_failures == {"lite1": "epoch 1, step 2: the loss is nan"} and not found.teachers
     assert not found.agreements
@@ -215,8 +215,8 @@ def test_a_failed_teacher_is_said(tmp_path: Path) -> None:
 
 def test_one_of_the_teachers_per_seed_may_fail(tmp_path: Path) -> None:
     folder = lay_down(tmp_path / "s", seeds=3, gain={}, failed=("hard-clean-0",), **TWO)
-    shutil.rmtree(folder.teacher_path("lite2", 0))
-    store.replace_text(folder.teacher_failure_path("lite2", 0), "why\n")
+    shutil.rmtree(folder.teacher_path(TeacherFit("lite2", None, 0)))
+    store.replace_text(folder.teacher_failure_path(TeacherFit("lite2", None, 0)), "why\n")
     found = find(folder)
     assert found.teacher_failures == {"lite2, seed 0": "why"}
     assert [len(each.metrics["accuracy"]) for each in found.teachers] == [1, 2]

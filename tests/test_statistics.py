@@ -155,7 +155,8 @@ def test_the_monte_carlo_image_test_agrees_with_enumeration_and_with_explicit_fl
 
 def test_the_image_test_never_says_zero():
     assert image_permutation(np.ones((2, 500))) == statistics.SMALLEST_EXACT_P
-    assert image_permutation(np.full((1, 500), 0.5)) == 1 / 100_000
+    assert image_permutation(np.full((1, 500), 0.5)) == statistics.SMALLEST_EXACT_P
+    assert image_permutation(1 + np.random.default_rng(7).random((1, 500))) == 1 / 100_000
 
 
 def test_sums_that_are_not_whole_are_enumerated_for_few_images_and_drawn_for_many():
@@ -167,9 +168,14 @@ def test_sums_that_are_not_whole_are_enumerated_for_few_images_and_drawn_for_man
     assert image_permutation(many) == pytest.approx(p, abs=0.006) and 0.01 < p < 0.9
 
 
-def test_balanced_weights_go_the_monte_carlo_way_and_agree_with_the_exact_one():
-    differences = images(np.random.default_rng(5), 4, 300, (0.10, 0.06))
-    assert image_permutation(differences * 0.37) == pytest.approx(image_permutation(differences), abs=0.006)
+def test_sums_of_one_unit_are_tested_exactly_and_others_by_monte_carlo():
+    random = np.random.default_rng(5)
+    differences = images(random, 4, 300, (0.10, 0.06))
+    p = image_permutation(differences)
+    assert image_permutation(differences * 0.37) == pytest.approx(p, abs=1e-12)
+    means = np.mean([differences, images(random, 4, 300, (0.10, 0.06)), images(random, 4, 300, (0.1, 0.06))], axis=0)
+    assert image_permutation(means) == pytest.approx(image_permutation(np.rint(3 * means)), abs=1e-12)
+    assert image_permutation(differences * random.uniform(0.999, 1.001, 300)) == pytest.approx(p, abs=0.01)
 
 
 # Intervals
@@ -203,6 +209,29 @@ def test_ten_seeds_get_the_bootstrap_over_seeds_and_images():
     assert found == interval(differences, 0.05)
     assert found.covers == "seeds and test images"
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.07 * (high - low))
+
+
+def test_tables_share_their_draws_and_each_has_the_interval_it_has_alone():
+    random = np.random.default_rng(7)
+    tables = np.array([images(random, 10, 300, (0.2, 0.15), (0.1, 0.02)) for _ in range(3)])
+    means = statistics.resampled(tables)
+    assert means.shape == (3, statistics.RESAMPLES)
+    np.testing.assert_allclose(statistics.resampled(tables[:1] + tables[1:2])[0], means[0] + means[1], atol=1e-12)
+    few = images(random, 3, 300, (0.2, 0.15))
+    found = statistics.intervals({"a": tables[0], "few": few, "b": tables[1]}, 0.05, {"b": "one teacher"})
+    assert found["few"] == interval(few, 0.05) and found["b"] == interval(tables[1], 0.05, "one teacher")
+    assert (found["a"].low, found["a"].high) == pytest.approx(np.quantile(means[0], [0.025, 0.975]), abs=1e-12)
+
+
+def test_a_shared_draw_equals_its_literal_twin(quick):
+    tables = np.random.default_rng(3).normal(size=(2, 11, 13))
+    random = np.random.default_rng(list(b"bootstrap"))
+    weights = random.multinomial(11, np.full(11, 1 / 11), size=statistics.RESAMPLES)
+    for resample in range(3):
+        rows = np.repeat(np.arange(11), weights[resample])
+        columns = random.integers(0, 13, 13, dtype=np.int32)
+        literal = tables[:, rows][:, :, columns].mean(axis=(1, 2))
+        np.testing.assert_allclose(statistics.resampled(tables)[:, resample], literal, atol=1e-12)
 
 
 def test_the_bootstrap_sees_either_chance_alone():

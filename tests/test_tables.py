@@ -9,7 +9,7 @@ from explained_folders import write_explanations
 from study_folders import lay_down
 from tlkd import contributions, explained, sections, tables
 from tlkd.findings import Findings, find
-from tlkd.folder import Predictions, StudyFolder, save_predictions
+from tlkd.folder import Predictions, StudyFolder, TeacherFit, save_predictions
 
 LABELS = np.array([0] * 4 + [1] * 4)
 PREDICTED = {("tl", 0): [0, 0, 0, 1, 1, 1, 0, 0], ("tl", 1): [0, 0, 1, 1, 1, 1, 1, 0],
@@ -29,7 +29,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyFolder, Findin
         history = pd.read_csv(path / "history.csv")
         history["dev_accuracy"] = curve
         history.to_csv(path / "history.csv", index=False)
-    teacher = folder.teacher_path("lite1")
+    teacher = folder.teacher_path(TeacherFit("lite1"))
     save_predictions(teacher / "predictions.npz", Predictions(np.arange(8).astype(str), LABELS,
                                                               (3.0 * np.eye(2)[LABELS]).astype(np.float32)))
     return folder, find(folder)

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from tlkd import convergence, evaluation, statistics
 from tlkd.convergence import Convergence
 from tlkd.evaluation import Reliability
-from tlkd.specs import Arm, Study
+from tlkd.series import base_conditions
+from tlkd.specs import Arm, Condition, Study
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -135,33 +136,49 @@ def tl_arm(study: Study) -> Arm | None:
     return next((arm for arm in study.arms if arm.kind == "tl"), None)
 
 
+KIND_LABELS = {"tl": "TL", "tl_kd": "TL+KD", "label_smoothing": "label smoothing", "tl_kd_shuffled": "TL+KD shuffled",
+               "self": "self-distillation"}
+
+
+def arm_label(study: Study, arm: Arm) -> str:
+    """What readers call an arm: TL, TL+KD or the control it is, with its name only where several are of one kind."""
+    kind = KIND_LABELS.get(arm.kind, arm.kind)
+    return kind if sum(other.kind == arm.kind for other in study.arms) == 1 else f"{kind} ({arm.name})"
+
+
 def same_as_tl(study: Study, arm: Arm) -> bool:
     """Whether an arm trains with TL's own loss from TL's own start, and so gives TL's own students."""
     return arm.kind == "tl_kd" and arm.soft_weight == 0 and study.student.start != "tl"
 
 
 def contrast_all(study: Study, groups: Sequence[Group], labels: Ints) -> tuple[Contrast, ...]:
-    """Every arm against the study's `tl` arm under each condition that both have finished runs of.
+    """Every `tl_kd` arm against the study's `tl` arm under each base condition that both have finished runs of.
 
     `labels` is `[image]`, the test split's; one family of tests over all of them but those that are equal to TL by
-    construction. None where there is no `tl` arm.
+    construction. None where there is no `tl` arm. Difficulties and control arms are contrasted elsewhere.
     """
-    baseline = tl_arm(study)
-    if baseline is None:
-        return ()
-    tls = {group.condition: group for group in groups if group.arm.name == baseline.name}
-    pairs = [(tls[group.condition], group) for group in groups
-             if group.arm.kind != "tl" and group.condition in tls and _both(tls[group.condition], group)]
+    base = base_conditions(study)
+    pairs = [(tl, group) for tl, group in pairs_with_tl(study, groups)
+             if group.arm.kind == "tl_kd" and group.condition in base]
     weights = image_weights(labels, study.verdict.metric)
-    tables = {(group.arm.name, group.condition): _differences(tl, group, weights) for tl, group in pairs}
+    tables = {(group.arm.name, group.condition): differences(tl, group, weights) for tl, group in pairs}
     verdicts = judge(study, tables, study.verdict.smallest_gain)
     speeds = _speeds(study, pairs)
     return tuple(_contrast(tl, group, verdicts[key], tables[key], speeds[key], same_as_tl(study, group.arm))
                  for (tl, group), key in zip(pairs, tables, strict=True))
 
 
-def _both(tl: Group, group: Group) -> list[int]:
-    return [seed for seed in group.seeds if seed in tl.seeds]
+def pairs_with_tl(study: Study, groups: Sequence[Group]) -> list[tuple[Group, Group]]:
+    """The study's `tl` arm beside every arm of another kind, under each condition that both finished a seed of."""
+    baseline = tl_arm(study)
+    tls = {group.condition: group for group in groups if baseline is not None and group.arm.name == baseline.name}
+    return [(tls[group.condition], group) for group in groups
+            if group.arm.kind != "tl" and group.condition in tls and both_seeds(tls[group.condition], group)]
+
+
+def both_seeds(*groups: Group) -> list[int]:
+    """The seeds that all groups finished, in the last one's order."""
+    return [seed for seed in groups[-1].seeds if all(seed in group.seeds for group in groups)]
 
 
 def _rows(group: Group, seeds: Sequence[int]) -> list[int]:
@@ -176,9 +193,9 @@ def image_weights(labels: Ints, metric: str) -> Floats:
     return np.asarray(len(labels) / (np.count_nonzero(counts) * counts[labels]), np.float64)
 
 
-def _differences(tl: Group, group: Group, weights: Floats) -> Floats:
-    """Correctness of the arm minus TL's, `[seed, image]`, over the seeds that both finished, weighted by image."""
-    seeds = _both(tl, group)
+def differences(tl: Group, group: Group, weights: Floats, seeds: Sequence[int] | None = None) -> Floats:
+    """Correctness of the arm minus TL's, `[seed, image]`, weighted by image; by default over all seeds of both."""
+    seeds = both_seeds(tl, group) if seeds is None else seeds
     both = group.correct[_rows(group, seeds)].astype(np.float64) - tl.correct[_rows(tl, seeds)]
     return np.asarray(both * weights, np.float64)
 
@@ -187,25 +204,33 @@ def judge(study: Study, tables: Mapping[tuple[str, str], Floats],
           smallest: float) -> dict[tuple[str, str], statistics.Verdict]:
     """A verdict for each (arm, condition) on its differences `[seed, image]`; `smallest` is the gain that matters.
 
-    One family over arm x condition, but for the arms that are equal to TL by construction; each contrast is given one
-    teacher unless its teacher is fitted per seed.
+    One family over arm x condition, but for the arms that are equal to TL by construction.
     """
     arms = {arm.name: arm for arm in study.arms}
-    given = {key: "" if study.teachers[teacher].per_seed else "one teacher"
-             for key in tables for teacher in [arms[key[0]].teacher] if teacher is not None}
-    arms_same = {arm.name for arm in study.arms if same_as_tl(study, arm)}
+    conditions = {condition.name: condition for condition in study.conditions}
+    given = {"/".join(key): given_teacher(study, arms[key[0]], [conditions[key[1]]]) for key in tables}
+    same = {arm.name for arm in study.arms if same_as_tl(study, arm)}
     found = {}
-    for family in ([key for key in tables if key[0] not in arms_same], [key for key in tables if key[0] in arms_same]):
-        names = {"/".join(key): tables[key] for key in family}
-        judged = {words: statistics.verdicts(names, smallest, study.verdict.level, words)
-                  for words in {given.get(key, "") for key in family}}
-        found.update({key: judged[given.get(key, "")]["/".join(key)] for key in family})
+    for family in ([key for key in tables if key[0] not in same], [key for key in tables if key[0] in same]):
+        judged = statistics.verdicts({"/".join(key): tables[key] for key in family}, smallest, study.verdict.level,
+                                     given)
+        found.update({key: judged["/".join(key)] for key in family})
     return found
+
+
+def given_teacher(study: Study, arm: Arm, conditions: Sequence[Condition]) -> str:
+    """What an arm's results under these conditions take as given: one teacher, unless one is fitted for each seed."""
+    if arm.teacher is None:
+        return ""
+    teacher = study.teachers[arm.teacher]
+    own = [teacher.per_seed or (teacher.fit and teacher.trained_on == "condition" and not each.plain)
+           for each in conditions]
+    return "" if all(own) else "one teacher"
 
 
 def _contrast(tl: Group, group: Group, verdict: statistics.Verdict, table: Floats, speed: Speed,
               same: bool) -> Contrast:
-    seeds = _both(tl, group)
+    seeds = both_seeds(tl, group)
     ours, theirs = _rows(group, seeds), _rows(tl, seeds)
     return Contrast(
         arm=group.arm, condition=group.condition, label=group.label, tl_label=tl.label, seeds=tuple(seeds),
@@ -246,7 +271,7 @@ def _speeds(study: Study, pairs: Sequence[tuple[Group, Group]]) -> dict[tuple[st
     speeds: dict[tuple[str, str], Speed] = {}
     horizons = {}
     for tl, group in pairs:
-        key, seeds = (group.arm.name, group.condition), _both(tl, group)
+        key, seeds = (group.arm.name, group.condition), both_seeds(tl, group)
         horizons[key] = min(len(curve) for each in (tl, group) for row in _rows(each, seeds)
                             for curve in [each.curves[row]])
         why = LATER_START if study.student.start == "tl" else SAME_AS_TL if same_as_tl(study, group.arm) else ""

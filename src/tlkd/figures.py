@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from tlkd import wording
-from tlkd.contrasts import Contrast, Floats, Group
-from tlkd.findings import Findings, arm_label
+from tlkd.contrasts import Contrast, Floats, Group, arm_label
+from tlkd.findings import Findings
 
 BLUE = "#0072B2"
 WARM = ("#D55E00", "#E69F00", "#CC79A7", "#882255", "#AA4499", "#999933")

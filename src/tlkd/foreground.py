@@ -18,6 +18,7 @@ from tlkd.errors import BadInput
 from tlkd.folder import Run, StudyFolder, reading
 from tlkd.observations import TWO_SCALES, Observation, Paired, observe, paired
 from tlkd.regions import COLUMNS, METRICS, SUMS
+from tlkd.series import base_conditions
 from tlkd.specs import Arm, Study
 from tlkd.wording import count, listed, number
 
@@ -228,7 +229,7 @@ def _foregrounds(study: Study, groups: Mapping[Key, Sequence[Run]], tables: Tabl
     for (name, condition), group in groups.items():
         tl = groups.get((baseline.name, condition), []) if baseline is not None else []
         seeds = [run.seed for run in tl if run.seed in {each.seed for each in group}]
-        if arms[name].kind != "tl" and seeds:
+        if arms[name].kind == "tl_kd" and seeds:
             pairs[name, condition] = _pair(seeds, tl, group, tables)
     doubtful = any(pair.uncertain.any() for pair in pairs.values())
     compared = {ALL: _compare(study, pairs, ALL), CERTAIN: _compare(study, pairs, CERTAIN) if doubtful else {}}
@@ -255,11 +256,14 @@ def _pair(seeds: Sequence[int], tl: Sequence[Run], group: Sequence[Run], tables:
 
 
 def _compare(study: Study, pairs: Mapping[Key, _Pair], images: str) -> dict[Key, Compared]:
-    """Each pair that has images in this set; one family of tests over them."""
+    """Each pair that has images in this set: a family of tests over the base conditions, another over the others."""
     whole = {key: pair.whole(images) for key, pair in pairs.items() if pair.whole(images).any()}
     shares = {key: (pairs[key].tl[ENDPOINT][:, kept], pairs[key].arm[ENDPOINT][:, kept]) for key, kept in whole.items()}
     differences = {key: arm - tl for key, (tl, arm) in shares.items()}
-    verdicts = judge(study, differences, study.verdict.smallest_share)
+    base = base_conditions(study)
+    families = [{key: each for key, each in differences.items() if (key[1] in base) == own} for own in (True, False)]
+    verdicts = {key: verdict for family in families
+                for key, verdict in judge(study, family, study.verdict.smallest_share).items()}
     found = {}
     for key, (tl, arm) in shares.items():
         over_seeds = differences[key].mean(axis=0)

@@ -10,9 +10,9 @@ from markupsafe import Markup
 
 from tlkd import figures, pictures, sections, shares, store, tables, wording
 from tlkd.album import AGAIN, albums
-from tlkd.contrasts import Group
+from tlkd.contrasts import Group, arm_label
 from tlkd.figures import Drawing
-from tlkd.findings import Findings, arm_label, find
+from tlkd.findings import Findings, find
 from tlkd.folder import StudyFolder
 from tlkd.summary import Statement, Summary, summarise
 

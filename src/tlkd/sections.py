@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from tlkd import regions, tables
-from tlkd.contrasts import SAME_AS_TL, Contrast, Group
-from tlkd.findings import Findings, arm_label
+from tlkd.contrasts import SAME_AS_TL, Contrast, Group, arm_label
+from tlkd.findings import Findings
 from tlkd.foreground import Foreground, Share
 from tlkd.wording import MINUS, NONE, count, decimals, duration, ends, gain, number, p_cell, percent, size
 

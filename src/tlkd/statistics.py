@@ -23,6 +23,7 @@ POWER = 0.8
 SMALLEST_EXACT_P = 1e-10  # the Fourier sum in `_exact_flips` is good to about 1e-12
 _LONGEST_SUM = 2**22  # of `_exact_flips`; beyond it the Monte Carlo test is the cheaper
 _CELLS = 2**21  # numbers held at once while resampling: 16 MiB of float64
+_WHOLE = 1e-7  # how far a sum may lie from a whole number of units
 _TIE = 1e-9  # relative: equal sums added up in another order differ in their last bits
 
 
@@ -77,18 +78,27 @@ def image_permutation(differences: ArrayLike) -> float:
     """Two-sided permutation test over test images of each image's seed-averaged difference: its p.
 
     Under the null hypothesis the arms may be swapped image by image, which flips the sign of the image's average over
-    `differences [seed, image]`. Where the sums over seeds are whole numbers, as for accuracy, the permutation
-    distribution is computed exactly, and a p below 1e-10 is given as 1e-10; other sums exactly for up to 20 images, and
-    beyond by Monte Carlo over 99,999 flips with p = (b + 1) / (m + 1) (Phipson and Smyth, 2010). All differences zero:
-    p = 1. Raises `ValueError` unless the differences are finite and at least one.
+    `differences [seed, image]`. Where the sums over seeds are multiples of one unit, as for accuracy and for means of
+    several accuracies, the permutation distribution is computed exactly, and a p below 1e-10 is given as 1e-10; other
+    sums exactly for up to 20 images, and beyond by Monte Carlo over 99,999 flips with p = (b + 1) / (m + 1) (Phipson
+    and Smyth, 2010). All differences zero: p = 1. Raises `ValueError` unless the differences are finite and at least
+    one.
     """
     sums = _table(differences).sum(axis=0)
-    whole = np.rint(sums)
-    if np.abs(sums - whole).max() < _TIE and np.abs(whole).sum() <= _LONGEST_SUM:
-        return _exact_flips(whole.astype(np.int64))
+    for unit in (1.0, _smallest_step(sums)):
+        whole = np.rint(sums / unit)
+        if np.abs(sums / unit - whole).max() < _WHOLE and np.abs(whole).sum() <= _LONGEST_SUM:
+            return _exact_flips(whole.astype(np.int64))
     if sums.size <= EXACT_SEEDS:
         return sign_flip(sums)
     return _monte_carlo_flips(sums / np.abs(sums).max(), "image_permutation")
+
+
+def _smallest_step(sums: Floats) -> float:
+    """The smallest distance between different sizes among the sums and 0; 1 where all are 0."""
+    sizes = np.unique(np.abs(np.append(sums, 0.0)))
+    steps = np.diff(sizes)
+    return float(min(steps[steps > _WHOLE * sizes[-1]], default=1.0))
 
 
 def _exact_flips(values: NDArray[np.int64]) -> float:
@@ -162,30 +172,55 @@ def interval(differences: ArrayLike, level: float, given: str = "") -> Interval:
     seeds' means, which says nothing of other test images; for one seed none. `given` adds a condition to `covers`,
     "one teacher" say. Raises `ValueError` unless the differences are finite and at least one.
     """
-    table = _table(differences)
-    seeds = len(table)
+    return intervals({"": differences}, level, {"": given})[""]
+
+
+def intervals(contrasts: Mapping[str, ArrayLike], level: float, given: Mapping[str, str]) -> dict[str, Interval]:
+    """The interval of each contrast (name -> differences `[seed, image]`), as `interval` gives it one by one."""
+    tables = {name: _table(differences) for name, differences in contrasts.items()}
+    shapes: dict[tuple[int, ...], list[str]] = {}
+    for name, table in tables.items():
+        if can_resample(table):
+            shapes.setdefault(table.shape, []).append(name)
+    ends = {name: np.quantile(means, [level / 2, 1 - level / 2]) for names in shapes.values()
+            for name, means in zip(names, resampled([tables[name] for name in names]), strict=True)}
+    return {name: _interval(table, ends.get(name), level, given.get(name, "")) for name, table in tables.items()}
+
+
+def _interval(table: Floats, ends: Floats | None, level: float, given: str) -> Interval:
     condition = f", given {given}" if given else ""
-    if seeds == 1:
+    if ends is not None:
+        return Interval(float(ends[0]), float(ends[1]), "seeds and test images" + condition,
+                        f"percentile bootstrap over seeds and images, {RESAMPLES} resamples")
+    if len(table) == 1:
         return Interval(math.nan, math.nan, "nothing", "one seed: no interval")
-    if min(table.shape) < BOOTSTRAP_SEEDS:
-        low, high = t_interval(table.mean(axis=1), level)
-        return Interval(low, high, "seeds, on this one test set" + condition, f"Student's t over {seeds} seeds")
-    low, high = (float(end) for end in np.quantile(_bootstrap(table), [level / 2, 1 - level / 2]))
-    return Interval(low, high, "seeds and test images" + condition,
-                    f"percentile bootstrap over seeds and images, {RESAMPLES} resamples")
+    low, high = t_interval(table.mean(axis=1), level)
+    return Interval(low, high, "seeds, on this one test set" + condition, f"Student's t over {len(table)} seeds")
 
 
-def _bootstrap(table: Floats) -> Floats:
-    """Means `[resample]` of a table `[seed, image]` whose rows and columns are drawn anew, each with replacement."""
-    seeds, images = table.shape
-    random = _generator("bootstrap")
-    means = np.empty(RESAMPLES)
+def can_resample(table: Floats) -> bool:
+    """Whether a table `[seed, image]` has enough of both for a bootstrap."""
+    return bool(min(table.shape) >= BOOTSTRAP_SEEDS)
+
+
+def resampled(tables: ArrayLike) -> Floats:
+    """Means `[table, resample]` of tables `[table, seed, image]`, seeds and images drawn anew with replacement.
+
+    The draws are the same for all tables, and each time. Source: Owen, "The pigeonhole bootstrap", 2007.
+    """
+    stack = np.asarray(tables, dtype=np.float64)
+    count, seeds, images = stack.shape
+    random, means = _generator("bootstrap"), np.empty((count, RESAMPLES))
+    rows = stack.reshape(count * seeds, images)
     step = max(1, _CELLS // images)
     for start in range(0, RESAMPLES, step):
-        rows = min(step, RESAMPLES - start)
-        weights = random.multinomial(seeds, np.full(seeds, 1 / seeds), size=rows) / seeds
-        for row, by_image in enumerate(weights @ table, start):  # one at a time stays in the cache: 3 times as fast
-            means[row] = by_image.take(random.integers(0, images, images, dtype=np.int32)).mean()
+        size = min(step, RESAMPLES - start)
+        weights = random.multinomial(seeds, np.full(seeds, 1 / seeds), size=size) / seeds
+        drawn = np.empty((size, images))
+        for each in drawn:  # one resample at a time stays in the cache
+            each[:] = np.bincount(random.integers(0, images, images, dtype=np.int32), minlength=images)
+        by_seed = (rows @ drawn.T).reshape(count, seeds, size)
+        means[:, start:start + size] = np.einsum("tsr,rs->tr", by_seed, weights) / images
     return means
 
 
@@ -323,26 +358,26 @@ class Verdict:
 
 
 def verdicts(contrasts: Mapping[str, ArrayLike], smallest_gain: float, level: float,
-             given: str = "") -> dict[str, Verdict]:
+             given: Mapping[str, str] | None = None) -> dict[str, Verdict]:
     """A verdict for each contrast (name -> differences `[seed, image]`) of one family on the primary endpoint.
 
     Supported: interval above 0 and both p, over seeds and over images, each Holm-adjusted over the family, below
     `level`. Refuted: not supported, and the interval wholly below `smallest_gain`. Otherwise inconclusive. The
-    intervals are not adjusted for the family. `given` is passed to `interval`. Raises `ValueError` as `needed` and
-    `interval` do.
+    intervals are not adjusted for the family. `given` is by contrast what `interval` takes. Raises `ValueError` as
+    `needed` and `interval` do.
     """
     tables = {name: _table(differences) for name, differences in contrasts.items()}
     by_seed = [sign_flip(table.mean(axis=1)) for table in tables.values()]
     by_image = [image_permutation(table) for table in tables.values()]
     tests = zip(by_seed, by_image, holm(by_seed), holm(by_image), strict=True)
-    return {name: _verdict(table, ps, (smallest_gain, level, len(tables)), given)
+    ends = intervals(tables, level, given or {})
+    return {name: _verdict(table, ps, (smallest_gain, level, len(tables)), ends[name])
             for (name, table), ps in zip(tables.items(), tests, strict=True)}
 
 
 def _verdict(table: Floats, ps: tuple[float, float, float, float], rule: tuple[float, float, int],
-             given: str) -> Verdict:
+             ends: Interval) -> Verdict:
     smallest_gain, level, contrasts = rule
-    ends = interval(table, level, given)
     # A nan end, as one seed has, fails every comparison: inconclusive.
     supported = ends.low > 0 and ps[2] < level and ps[3] < level
     below = ends.high < smallest_gain

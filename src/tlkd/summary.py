@@ -4,9 +4,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tlkd.contrasts import NOT_EXAMINED, Contrast
+from tlkd.contrasts import NOT_EXAMINED, Contrast, arm_label
 from tlkd.evidence import ENDPOINTS, Evidence, attends, better, hurts, sooner, why_not_explained
-from tlkd.findings import Findings, TeacherResult, arm_label
+from tlkd.findings import Findings
+from tlkd.results import TeacherResult
 from tlkd.wording import count, digits_for, gain, listed, number, percent
 
 CLAIMS = {

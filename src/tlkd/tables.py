@@ -9,8 +9,8 @@ import pandas as pd
 
 from tlkd import regions
 from tlkd.album import AGAIN, of_each_class
-from tlkd.contrasts import METRICS, NOT_EXAMINED, SAME_AS_TL, Contrast
-from tlkd.findings import Findings, arm_label
+from tlkd.contrasts import METRICS, NOT_EXAMINED, SAME_AS_TL, Contrast, arm_label
+from tlkd.findings import Findings
 from tlkd.folder import Run
 from tlkd.foreground import Foreground
 from tlkd.specs import Arm, Study
