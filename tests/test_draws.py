@@ -411,7 +411,7 @@ def test_of_many_classes_some_are_named() -> None:
 
 def test_wrong_labels_need_two_classes() -> None:
     one = np.zeros(10, np.int64)
-    with pytest.raises(BadInput, match=r"^conditions\.hard\.label_noise: wrong labels need at least 2 classes; found 1"):
+    with pytest.raises(BadInput, match=r"^conditions\.hard\.label_noise: wrong labels need at least 2 classes"):
         drawn(one, KEYS[:10], classes=("a",), **noise(0.1))
     assert drawn(one, KEYS[:10], classes=("a",), **noise(0)).labels(1).tolist() == [0] * 10
     assert len(drawn(one, KEYS[:10], classes=("a",), train_fraction=0.5).samples) == 5

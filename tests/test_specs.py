@@ -2,7 +2,7 @@
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import assume, example, given, settings
@@ -11,7 +11,16 @@ from pydantic import ValidationError
 
 from tlkd.errors import BadInput
 from tlkd.reading import apply_set, dump_yaml, packaged_studies, parse_yaml, read_study, validate
-from tlkd.specs import Study, canonical, canonical_hash
+from tlkd.specs import (
+    SETTINGS_OF,
+    Condition,
+    Corruption,
+    Distortion,
+    LabelNoise,
+    Study,
+    canonical,
+    canonical_hash,
+)
 
 DESIGN = """
 name: cifar10
@@ -44,6 +53,7 @@ teachers:
 arms:
   - {name: tl, kind: tl}
   - {name: tl_kd, kind: tl_kd, teacher: lite2, soft_weight: 0.1, temperature: 10}
+  - {name: smooth, kind: label_smoothing, teacher: lite2}
 conditions: [{name: clean}]
 training: {epochs: 30, batch_size: 64, optimiser: sgd, learning_rate: 0.01, momentum: 0.9, weight_decay: 0.0005,
            schedule: cosine, early_stopping: null, report_epoch: last, precision: float32, threads: 1}
@@ -53,7 +63,7 @@ bank: on                     # off: the same study with every network run live
 explanation: null
 verdict: {metric: accuracy, smallest_gain: 0.005, level: 0.05}
 """
-"""DESIGN.md's one complete study, without the control arm that is not built."""
+"""DESIGN.md's one complete study."""
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -101,6 +111,8 @@ def test_the_complete_study_of_the_design_is_accepted(tmp_path: Path) -> None:
     assert found.bank is True
     assert found.arms[1].soft_weight == 0.1
     assert found.arms[1].temperature == 10.0
+    assert found.arms[2].control
+    assert found.teachers["lite2"].trained_on == "clean"
     assert found.teachers["lite2"].training == found.training
     assert found.training.early_stopping is None
     assert found.data.augment == ("hflip",)
@@ -155,13 +167,7 @@ def test_only_the_teachers_that_an_arm_names_are_used() -> None:
 # --- what is not built yet --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("assignment", [
-    "grid={arms.kd.temperature: [1, 4]}", "exclude=[{}]", "robustness={}", "data.augment=[shift]",
-    "data.augment=['shift:2']", "arms.tl.kind=label_smoothing", "arms.tl.kind=tl_kd_shuffled", "arms.tl.kind=self",
-    "teachers.big.trained_on=condition", "teachers.big.labels=clean_view",
-    "conditions=[{name: few, train_fraction: 0.1}]", "conditions=[{name: clean, label_noise: 0.2}]",
-    "conditions=[{name: clean}, {name: noisy}]",
-])
+@pytest.mark.parametrize("assignment", ["data.augment=[shift]", "data.augment=['shift:2']"])
 def test_what_is_not_built_is_refused_with_a_sentence_that_says_so(assignment: str) -> None:
     message = refusal(assignment)
     assert "not built yet" in message
@@ -169,11 +175,346 @@ def test_what_is_not_built_is_refused_with_a_sentence_that_says_so(assignment: s
     assert "more)" not in message
 
 
-def test_the_control_arm_of_the_design_is_refused(tmp_path: Path) -> None:
-    control = "  - {name: smooth, kind: label_smoothing, teacher: lite2}\nconditions:"
-    said = said_of_file(tmp_path / "a.yaml", DESIGN.replace("conditions:", control).encode())
-    assert "arms.smooth.kind: found 'label_smoothing'" in said
-    assert "not built yet; allowed: tl, tl_kd" in said
+# --- conditions -------------------------------------------------------------------------------------------------------
+
+
+def hard(keys: str) -> str:
+    """The assignment of two conditions, one of them with these keys."""
+    return f"conditions=[{{name: clean}}, {{name: hard, {keys}}}]"
+
+
+def condition(keys: str) -> Condition:
+    return study(hard(keys)).conditions[1]
+
+
+def corruption(keys: str) -> Corruption:
+    found = condition(f"corruption: {{{keys}}}").corruption
+    assert found is not None
+    return found
+
+
+def test_a_condition_may_do_nothing_or_much() -> None:
+    found = study(hard("train_fraction: 0.1, label_noise: {fraction: 0.4, to: uniform, redraw: epoch}, corruption: "
+                       "{kind: center_black, fraction: 0.95, size: [0.5, 1], redraw: epoch, variants: 3}"))
+    clean, full = found.conditions
+    assert clean.plain and clean.difficulty == {} and clean.distortion is None
+    assert not full.plain and list(full.difficulty) == ["train_fraction", "label_noise", "corruption"]
+    assert full.distortion == Distortion(kind="center_black", size=(0.5, 1.0))
+    assert full.corruption is not None
+    assert (full.corruption.fraction, full.corruption.redraw, full.corruption.variants) == (0.95, "epoch", 3)
+    assert full.label_noise == LabelNoise(fraction=0.4, to="uniform", redraw="epoch")
+
+
+@pytest.mark.parametrize("keys", ["train_fraction: 1", "label_noise: 0", "label_noise: {fraction: 0, to: {a: b}}",
+                                  "corruption: {kind: jpeg, fraction: 0}", "student: {input_size: 32}",
+                                  "training: {epochs: 7}", "arms: [tl]", "seeds: [3]"])
+def test_what_is_laid_on_nothing_is_no_difficulty(keys: str) -> None:
+    found = condition(keys)
+    assert found.plain and found.difficulty == {} and found.distortion is None
+    assert study(f"conditions=[{{name: clean, {keys}}}]").conditions[0].plain
+
+
+@pytest.mark.parametrize("keys", ["train_fraction: 0.99", "label_noise: 0.01", "corruption: {kind: jpeg}"])
+def test_a_difficulty_may_not_be_called_clean(keys: str) -> None:
+    assert refusal(f"conditions=[{{name: clean, {keys}}}]") == (
+        "small.yaml: conditions.clean.name: found 'clean' for a condition with a difficulty; expected another name")
+
+
+def test_equal_difficulties_are_equal_whatever_they_are_called_and_however_they_are_written() -> None:
+    assert condition("label_noise: 0.4").difficulty == condition(
+        "label_noise: {fraction: 0.40, to: different, redraw: never}, train_fraction: 1").difficulty
+    assert condition("corruption: {kind: jpeg}").difficulty == condition(
+        "corruption: {kind: jpeg, severity: 3, scale: auto, fraction: 1, variants: 1}").difficulty
+    assert condition("corruption: {kind: jpeg}").difficulty != condition(
+        "corruption: {kind: jpeg, severity: 4}").difficulty
+
+
+@pytest.mark.parametrize("keys", ["label_noise: 0.4", "label_noise: {fraction: 0.4}"])
+def test_label_noise_may_be_a_number(keys: str) -> None:
+    assert condition(keys).label_noise == LabelNoise(fraction=0.4, to="different", redraw="never")
+
+
+def test_wrong_labels_may_follow_a_map_whose_classes_may_be_digits() -> None:
+    words, digits = condition("label_noise: {fraction: 1, to: {cat: dog}}"), condition(
+        "label_noise: {fraction: 1, to: {3: 5, '08': 0}}")
+    assert words.label_noise is not None and words.label_noise.to == {"cat": "dog"}
+    assert digits.label_noise is not None and digits.label_noise.to == {"3": "5", "08": "0"}
+
+
+@pytest.mark.parametrize(("keys", "settings_of_it"), [
+    ("kind: center_black", {"size": (200 / 224, 1.0)}), ("kind: border_black", {"size": (200 / 224, 1.0)}),
+    ("kind: border_black, size: [0.5, 0.5]", {"size": (0.5, 0.5)}), ("kind: quarter_black", {}),
+    ("kind: jpeg", {"severity": 3, "scale": "auto"}),
+    ("kind: gaussian_blur, severity: 5, scale: cifar", {"severity": 5, "scale": "cifar"}),
+    ("kind: gaussian_noise, scale: imagenet", {"severity": 3, "scale": "imagenet"}),
+    ("kind: contrast, severity: 1", {"severity": 1, "scale": "auto"}),
+    ("kind: brightness", {"severity": 3, "scale": "auto"}), ("kind: pixelate", {"severity": 3, "scale": "auto"}),
+    ("kind: low_pass", {"band": (0.0, 0.25)}), ("kind: band_pass, band: [0.2, 0.3]", {"band": (0.2, 0.3)}),
+    ("kind: high_pass, band: [0.5, 1.5]", {"band": (0.5, 1.5)}),
+])
+def test_each_kind_of_corruption_has_settings_of_its_own(keys: str, settings_of_it: dict[str, Any]) -> None:
+    found = corruption(keys)
+    assert found.settings == found.distortion.settings == settings_of_it
+    assert found.distortion == Distortion(kind=found.kind, **settings_of_it)
+    assert (found.fraction, found.redraw, found.variants) == (1.0, "never", 1)
+
+
+def test_every_kind_has_settings() -> None:
+    kinds = Distortion.model_fields["kind"].annotation
+    assert set(get_args(kinds)) == set(SETTINGS_OF)
+
+
+@pytest.mark.parametrize(("keys", "said"), [
+    ("train_fraction: 0", "train_fraction: found 0; allowed: greater than 0"),
+    ("train_fraction: 1.01", "train_fraction: found 1.01; allowed: less than or equal to 1"),
+    ("label_noise: 1.5", "label_noise: found 1.5; allowed: less than or equal to 1"),
+    ("label_noise: -0.1", "label_noise: found -0.1; allowed: greater than or equal to 0"),
+    ("label_noise: true", "label_noise: found true; expected a fraction or a mapping of keys"),
+    ("label_noise: some", "label_noise: found 'some'; expected a fraction or a mapping of keys"),
+    ("label_noise: {}", "label_noise.fraction: this key is missing"),
+    ("label_noise: {fraction: 2}", "label_noise.fraction: found 2; allowed: less than or equal to 1"),
+    ("label_noise: {fraction: 0.2, fracton: 1}", "label_noise.fracton: unknown key; did you mean 'fraction'?"),
+    ("label_noise: {fraction: 0.2, redraw: often}", "label_noise.redraw: found 'often'; allowed: 'never' or 'epoch'"),
+    ("label_noise: {fraction: 0.2, to: others}",
+     "label_noise.to: found 'others'; allowed: different, uniform, or a mapping from class to class"),
+    ("label_noise: {fraction: 0.2, to: {}}", "label_noise.to: found an empty mapping; expected at least one class"),
+    ("label_noise: {fraction: 0.2, to: {a: b, c: c}}", "label_noise.to: found 'c' mapped to itself; expected another"),
+    ("label_noise: {fraction: 0.2, to: {3: 3}}", "label_noise.to: found '3' mapped to itself; expected another"),
+    ("label_noise: {fraction: 0.2, to: {a: 0.5}}", "label_noise.to.a: found 0.5; expected text"),
+    ("corruption: center_black", "corruption: found 'center_black'; expected a mapping of keys"),
+    ("corruption: {}", "corruption.kind: this key is missing"),
+    ("corruption: {kind: black}", "corruption.kind: found 'black'; allowed: 'center_black', 'border_black', "),
+    ("corruption: {kind: {a: b}}", "corruption.kind: found {'a': 'b'}; allowed: 'center_black', "),
+    ("corruption: {kind: center_black, size: [0, 1]}", "corruption.size.0: found 0; allowed: greater than 0"),
+    ("corruption: {kind: border_black, size: [0.5, 1.1]}", "corruption.size.1: found 1.1; allowed: less than or equal"),
+    ("corruption: {kind: center_black, size: [0.9, 0.5]}",
+     "corruption.size: found [0.9, 0.5]; expected the smaller number first"),
+    ("corruption: {kind: center_black, size: 0.5}", "corruption.size: found 0.5; expected a list"),
+    ("corruption: {kind: center_black, size: [0.5]}", "corruption.size: found [0.5]; expected 2 items"),
+    ("corruption: {kind: center_black, size: null}", "corruption.size: found null; center_black needs it"),
+    ("corruption: {kind: center_black, severity: 3}",
+     "corruption.severity: found 3; center_black has no such setting; allowed: size"),
+    ("corruption: {kind: jpeg, size: [0.5, 1]}",
+     "corruption.size: found [0.5, 1.0]; jpeg has no such setting; allowed: severity, scale"),
+    ("corruption: {kind: quarter_black, size: [0.5, 1]}",
+     "corruption.size: found [0.5, 1.0]; quarter_black has no such setting; allowed: none"),
+    ("corruption: {kind: jpeg, severity: 0}", "corruption.severity: found 0; allowed: greater than or equal to 1"),
+    ("corruption: {kind: jpeg, severity: 6}", "corruption.severity: found 6; allowed: less than or equal to 5"),
+    ("corruption: {kind: jpeg, severity: 2.5}", "corruption.severity: found 2.5; expected a whole number"),
+    ("corruption: {kind: jpeg, scale: mnist}", "corruption.scale: found 'mnist'; allowed: 'auto', 'cifar' or"),
+    ("corruption: {kind: low_pass, band: [0.5, 0.1]}", "corruption.band: found [0.5, 0.1]; expected the smaller"),
+    ("corruption: {kind: high_pass, band: [0, 1.6]}", "corruption.band.1: found 1.6; allowed: less than or equal to"),
+    ("corruption: {kind: jpeg, fraction: 1.1}", "corruption.fraction: found 1.1; allowed: less than or equal to 1"),
+    ("corruption: {kind: jpeg, variants: 0}", "corruption.variants: found 0; allowed: greater than or equal to 1"),
+    ("corruption: {kind: jpeg, variants: 101}", "corruption.variants: found 101; allowed: less than or equal to 100"),
+    ("corruption: {kind: jpeg, redraw: always}", "corruption.redraw: found 'always'; allowed: 'never' or 'epoch'"),
+    ("corruption: {kind: jpeg, sevrity: 3}", "corruption.sevrity: unknown key; did you mean 'severity'?"),
+    ("fraction: 0.5", "fraction: unknown key; did you mean 'conditions.NAME.label_noise.fraction' or "),
+    ("noise: 0.5", "noise: unknown key; did you mean 'data.shapes.noise'"),
+    ("difficulty: 0.5", "difficulty: unknown key; allowed: name, train_fraction, label_noise, corruption, arms, "),
+])
+def test_a_bad_difficulty_is_named_with_what_is_allowed(keys: str, said: str) -> None:
+    message = refusal(hard(keys))
+    assert message.startswith(f"small.yaml: conditions.hard.{said}"), message
+    assert "more)" not in message
+
+
+# --- what a condition overrides ---------------------------------------------------------------------------------------
+
+
+def test_a_condition_overrides_keys_of_student_and_training() -> None:
+    found = study(hard("student: {input_size: 32, dropout: 0}, training: {learning_rate: 0.1}"))
+    clean, other = found.conditions
+    assert found.student_of(clean) == found.student
+    assert found.student_of(other) == found.student.model_copy(update={"input_size": 32, "dropout": 0.0})
+    arm = found.arms[0]
+    assert found.training_of(arm, clean) == found.training
+    assert found.training_of(arm, other) == found.training.model_copy(update={"learning_rate": 0.1})
+
+
+def test_an_arms_own_training_goes_before_the_conditions_and_that_before_the_studys() -> None:
+    found = study(hard("training: {learning_rate: 0.1, epochs: 9}"), "arms.kd.training={learning_rate: 0.5}")
+    tl, kd = found.arms
+    clean, other = found.conditions
+    rates = [(found.training_of(arm, each).learning_rate, found.training_of(arm, each).epochs)
+             for arm in (tl, kd) for each in (clean, other)]
+    assert rates == [(0.01, 3), (0.1, 9), (0.5, 3), (0.5, 9)]
+
+
+def test_a_condition_runs_its_own_arms_and_seeds() -> None:
+    found = study(hard("arms: [kd], seeds: [7, 100]"), "seeds=[0, 1]")
+    clean, other = found.conditions
+    assert found.seeds_of(clean) == (0, 1) and found.seeds_of(other) == (7, 100)
+    assert [arm.name for arm in found.arms_of(clean, 0)] == ["tl", "kd"]
+    assert [arm.name for arm in found.arms_of(other, 7)] == ["kd"]
+
+
+@pytest.mark.parametrize(("keys", "said"), [
+    ("arms: []", "arms: found []; expected at least one item"),
+    ("arms: [tll]", "arms: found 'tll'; did you mean 'tl'?; allowed: tl, kd"),
+    ("arms: kd", "arms: found 'kd'; expected a list"),
+    ("seeds: []", "seeds: found []; expected at least one item"),
+    ("seeds: [1, 2, 1]", "seeds: found 1 more than once; each may stand there once"),
+    ("seeds: [-1]", "seeds.0: found -1; allowed: greater than or equal to 0"),
+    ("student: 5", "student: found 5; expected a mapping of keys"),
+    ("student: {input_sizes: 3}", "student.input_sizes: unknown key; did you mean 'input_size'?; allowed: model, "),
+    ("student: {input_size: 3}", "student.input_size: found 3; allowed: greater than or equal to 8"),
+    ("student: {model: lite0}", "student.model: found 'lite0'; allowed: packaged:NAME, torchvision:NAME, timm:NAME"),
+    ("student: {trainable: some}", "student.trainable: found 'some'; allowed: head, all, last:N"),
+    ("student: {start: tl}", "student.start: is the whole study's; allowed: student.start"),
+    ("training: {epochs: 0}", "training.epochs: found 0; allowed: greater than or equal to 1"),
+    ("training: {epoch: 3}", "training.epoch: unknown key; did you mean 'epochs' or 'report_epoch'?; allowed: epochs"),
+])
+def test_a_bad_override_is_named_with_what_is_allowed(keys: str, said: str) -> None:
+    assert refusal(hard(keys)).startswith(f"small.yaml: conditions.hard.{said}")
+
+
+def test_a_bad_override_of_an_arm_is_named() -> None:
+    assert refusal("arms.kd.training={epoch: 3}").startswith(
+        "small.yaml: arms.kd.training.epoch: unknown key; did you mean 'epochs'")
+    assert refusal("arms.kd.training={epochs: 0}").startswith(
+        "small.yaml: arms.kd.training.epochs: found 0; allowed: greater than or equal to 1")
+
+
+# --- no look at the clean dev split under a difficulty ----------------------------------------------------------------
+
+
+LOOKS = [("early_stopping: 5", "early_stopping: found 5; ", "allowed: null"),
+         ("report_epoch: best", "report_epoch: found 'best'; ", "allowed: last"),
+         ("schedule: plateau", "schedule: found 'plateau'; ", "allowed: constant, cosine")]
+
+
+@pytest.mark.parametrize(("looks", "found", "allowed"), LOOKS)
+@pytest.mark.parametrize("difficulty", ["train_fraction: 0.1", "label_noise: 0.2", "corruption: {kind: jpeg}"])
+@pytest.mark.parametrize("place", ["training", "arms.kd.training", "conditions.hard.training",
+                                   "teachers.big.training"])
+def test_a_difficulty_refuses_what_looks_at_dev_wherever_it_stands(looks: str, found: str, allowed: str,
+                                                                   difficulty: str, place: str) -> None:
+    message = refusal(hard(difficulty), f"{place}={{epochs: 3, {looks}}}")
+    assert message.startswith(f"small.yaml: {place}.{found}")
+    assert "under conditions.hard a look at the clean dev split would rescue a starved run" in message
+    assert f"{allowed} (or selection: test" in message
+
+
+@pytest.mark.parametrize(("looks", "found", "allowed"), LOOKS)
+def test_without_a_difficulty_or_without_dev_a_training_may_look(looks: str, found: str, allowed: str) -> None:
+    training = f"training={{epochs: 3, {looks}}}"
+    study(training)
+    study(training, hard("student: {input_size: 32}"))
+    study(training, hard("train_fraction: 0.1"), "selection=test", "data.dev_fraction=0")
+    study(hard("train_fraction: 0.1, arms: [tl]"), f"arms.kd.{training}")  # an arm that is not run under it
+    study(hard("train_fraction: 0.1"), f"teachers.big.{training}", "teachers.big.trained_on=clean")
+    study(hard("train_fraction: 0.1, arms: [tl]"), f"teachers.big.{training}")
+    assert found in refusal(hard("train_fraction: 0.1"), training)
+    assert allowed in refusal(hard("train_fraction: 0.1"), training)
+
+
+# --- teachers under a condition ---------------------------------------------------------------------------------------
+
+
+def test_a_teacher_knows_no_more_than_its_student_unless_it_is_said() -> None:
+    assert study().teachers["big"].trained_on == "condition"
+    assert study().teachers["big"].labels == "same_view"
+    found = study("teachers.big.trained_on=clean", "teachers.big.labels=clean_view").teachers["big"]
+    assert (found.trained_on, found.labels) == ("clean", "clean_view")
+    assert "teachers.big.trained_on: found 'noisy'; allowed: 'condition' or 'clean'" in refusal(
+        "teachers.big.trained_on=noisy")
+    assert "teachers.big.labels: found 'view'; allowed: 'same_view' or 'clean_view'" in refusal(
+        "teachers.big.labels=view")
+
+
+# --- control arms -----------------------------------------------------------------------------------------------------
+
+
+CONTROLS: list[dict[str, Any]] = [
+    *SMALL["arms"], {"name": "smooth", "kind": "label_smoothing", "teacher": "big"},
+    {"name": "shuffled", "kind": "tl_kd_shuffled", "teacher": "big"}, {"name": "own", "kind": "self"}]
+
+
+def test_control_arms_have_the_settings_of_what_they_control() -> None:
+    found = {arm.name: arm for arm in study(arms=CONTROLS).arms}
+    assert {name: (arm.teacher, arm.soft_weight, arm.temperature) for name, arm in found.items()} == {
+        "tl": (None, None, None), "kd": ("big", 0.1, 10.0), "smooth": ("big", None, 1.0),
+        "shuffled": ("big", 0.1, 10.0), "own": (None, 0.1, 10.0)}
+    assert [name for name, arm in found.items() if arm.control] == ["smooth", "shuffled", "own"]
+
+
+@pytest.mark.parametrize(("arm", "said"), [
+    ({"kind": "self", "teacher": "big"},
+     "an arm of kind self has no teacher; found teacher: big; allowed: soft_weight, temperature"),
+    ({"kind": "label_smoothing"}, "an arm of kind label_smoothing needs teacher, temperature; missing: teacher"),
+    ({"kind": "label_smoothing", "teacher": "big", "soft_weight": 0.5},
+     "an arm of kind label_smoothing has no soft_weight; found soft_weight: 0.5; allowed: teacher, temperature"),
+    ({"kind": "tl_kd_shuffled"}, "an arm of kind tl_kd_shuffled needs teacher, soft_weight, temperature; missing: "),
+])
+def test_a_control_arm_has_what_its_kind_asks_for_and_nothing_else(arm: dict[str, Any], said: str) -> None:
+    assert refusal(arms=[*SMALL["arms"], {"name": "control", **arm}]).startswith(f"small.yaml: arms.control: {said}")
+
+
+def test_a_run_that_starts_from_tl_has_a_tl_run_to_start_from() -> None:
+    own = {"name": "own", "kind": "self"}
+    needs = "needs an arm of kind tl to start from; under conditions."
+    assert f"arms.own.kind: 'self' {needs}clean, seed 0, found own" in refusal(arms=[own])
+    arms = [*SMALL["arms"], own]
+    assert f"'self' {needs}hard, seed 0, found kd, own" in refusal(hard("arms: [kd, own]"), arms=arms)
+    assert f"'self' {needs}clean, seed 1, found kd, own" in refusal(
+        "exclude=[{arms: [tl], seeds: [1]}]", "seeds=[0, 1]", arms=arms)
+    assert f"student.start: 'tl' {needs}hard, seed 0, found kd" in refusal(hard("arms: [kd]"), "student.start=tl")
+    assert study(hard("arms: [kd]"), arms=arms).arms_of(study(hard("arms: [kd]")).conditions[1], 0)
+    assert study("exclude=[{arms: [tl, own], seeds: [1]}]", "seeds=[0, 1]", arms=arms)
+
+
+# --- robustness -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("keys", "degrees"), [
+    ("kind: jpeg", [("jpeg", severity, "auto") for severity in (1, 2, 3, 4, 5)]),
+    ("kind: gaussian_noise, severities: [5, 1], scale: cifar",
+     [("gaussian_noise", 5, "cifar"), ("gaussian_noise", 1, "cifar")]),
+    ("kind: center_black", [("center_black", (size, size)) for size in (0.25, 0.5, 0.75)]),
+    ("kind: border_black, sizes: [0.9]", [("border_black", (0.9, 0.9))]),
+    ("kind: low_pass, bands: [[0, 0.1], [0, 0.5]]", [("low_pass", (0.0, 0.1)), ("low_pass", (0.0, 0.5))]),
+    ("kind: high_pass", [("high_pass", (0.25, 1.5))]), ("kind: quarter_black", [("quarter_black",)]),
+])
+def test_robustness_is_measured_in_degrees_of_a_kind(keys: str, degrees: list[tuple[Any, ...]]) -> None:
+    (found,) = study(f"robustness=[{{{keys}}}]").robustness
+    assert [(each.kind, *each.settings.values()) for each in found.distortions] == degrees
+
+
+@pytest.mark.parametrize(("robustness", "said"), [
+    ("{}", "robustness: found {}; expected a list"), ("[{}]", "robustness.0.kind: this key is missing"),
+    ("[{kind: black}]", "robustness.0.kind: found 'black'; allowed: center_black, border_black, "),
+    ("[{kind: jpeg, severities: []}]", "robustness.0.severities: found []; jpeg takes severities and scale"),
+    ("[{kind: jpeg, severities: [6]}]", "robustness.0.severities.0: found 6; allowed: less than or equal to 5"),
+    ("[{kind: jpeg}, {kind: jpeg, sizes: [1]}]", "robustness.1.sizes: found [1.0]; jpeg takes severities and scale"),
+    ("[{kind: center_black, severities: [1]}]", "robustness.0.severities: found [1]; center_black takes sizes"),
+    ("[{kind: center_black, sizes: [0]}]", "robustness.0.sizes.0: found 0; allowed: greater than 0"),
+    ("[{kind: quarter_black, sizes: [1]}]", "robustness.0.sizes: found [1.0]; quarter_black takes none"),
+    ("[{kind: low_pass, bands: [[0.5, 0.1]]}]", "robustness.0: band: found [0.5, 0.1]; expected the smaller number"),
+])
+def test_bad_robustness_is_named(robustness: str, said: str) -> None:
+    assert refusal(f"robustness={robustness}").startswith(f"small.yaml: {said}")
+
+
+# --- exclude (with a grid: test_grids) --------------------------------------------------------------------------------
+
+
+def test_a_rule_leaves_out_what_it_names() -> None:
+    found = study(hard("label_noise: 0.2"), "exclude=[{arms: [kd], conditions: [hard]}, {seeds: [1]}]", "seeds=[0, 1]")
+    clean, other = found.conditions
+    assert [[arm.name for arm in found.arms_of(each, seed)] for each in (clean, other) for seed in (0, 1)] == [
+        ["tl", "kd"], [], ["tl"], []]
+
+
+@pytest.mark.parametrize(("exclude", "said"), [
+    ("[{}]", "exclude.0: expected arms, conditions, seeds or keys of the grid; found nothing"),
+    ("[{arms: [kdd]}]", "exclude.arms: found 'kdd'; did you mean 'kd'?; allowed: tl, kd"),
+    ("[{conditions: [x]}]", "exclude.conditions: found 'x'; allowed: clean"),
+    ("[{seeds: [99]}]", "exclude.seeds: found 99; allowed: 0, 1, 2, "),
+    ("[{arms: [tl, kd]}]", "exclude: leaves no run; expected rules that leave at least one"),
+])
+def test_bad_rules_are_named(exclude: str, said: str) -> None:
+    assert refusal(f"exclude={exclude}").startswith(f"small.yaml: {said}")
 
 
 # --- explanations and masks -------------------------------------------------------------------------------------------
@@ -413,11 +754,12 @@ def test_an_arm_must_name_a_teacher_of_the_study() -> None:
 
 def test_an_arm_has_what_its_kind_asks_for_and_nothing_else() -> None:
     assert refusal("arms.kd.teacher=null") == (
-        "small.yaml: arms.kd: an arm of kind tl_kd names a teacher, a soft_weight and a temperature; missing: teacher")
+        "small.yaml: arms.kd: an arm of kind tl_kd needs teacher, soft_weight, temperature; missing: teacher")
     assert refusal("arms.kd.temperature=null").endswith("missing: temperature")
     for key, value in (("teacher", "big"), ("soft_weight", "0.5"), ("temperature", "4.0")):
         assert refusal(f"arms.tl.{key}={value}") == (
-            f"small.yaml: arms.tl: an arm of kind tl has no teacher, soft_weight or temperature; found {key}: {value}")
+            f"small.yaml: arms.tl: an arm of kind tl has no {key}; found {key}: {value}; allowed: none of teacher, "
+            "soft_weight, temperature")
 
 
 def test_a_dev_split_goes_with_selection_dev_and_none_with_selection_test() -> None:
@@ -611,10 +953,13 @@ def test_any_text_is_yaml_or_bad_input(text: str) -> None:
 
 
 PATHS = ["name", "data", "student", "teachers", "arms", "conditions", "training", "seeds", "bank", "verdict",
-         "footnotes", "data.source", "data.augment", "data.normalise", "data.normalise.sd", "data.masks",
+         "footnotes", "robustness", "exclude", "grid",
+         "data.source", "data.augment", "data.normalise", "data.normalise.sd", "data.masks",
          "data.dev_fraction",
          "student.model", "student.trainable", "teachers.big", "teachers.big.training", "teachers.big.labels",
-         "arms.kd", "arms.0", "arms.kd.kind", "arms.kd.soft_weight", "conditions.0", "conditions.0.name",
+         "arms.kd", "arms.0", "arms.kd.kind", "arms.kd.soft_weight", "arms.kd.training", "conditions.0",
+         "conditions.0.name", "conditions.0.train_fraction", "conditions.0.label_noise", "conditions.0.corruption",
+         "conditions.0.arms", "conditions.0.seeds", "conditions.0.student", "conditions.0.training",
          "training.epochs", "training.early_stopping", "selection", "explanation", "nonsense", "data.nonsense"]
 
 
@@ -672,7 +1017,14 @@ CHANGES = ["name=other", "data.source=cifar10", "data.root=x", "data.train_per_c
            "arms.kd.temperature=4", "arms.kd.soft_weight=0.5", "arms.tl.name=hard", "training.epochs=4",
            "training.optimiser=adamw", "training.plateau_patience=4", "training.early_stopping=4", "training.threads=2",
            "training.precision=bf16", "seeds=[0]", "seeds=[1, 0]", "seeds=[0, 1]", "bank=off", "verdict.level=0.01",
-           "teachers.other.model=timm:resnet18", "footnotes=[a]"]
+           "teachers.other.model=timm:resnet18", "footnotes=[a]", "teachers.big.trained_on=clean",
+           "teachers.big.labels=clean_view", "arms.kd.kind=tl_kd_shuffled", "arms.kd.training={epochs: 4}",
+           "conditions=[{name: few, train_fraction: 0.1}]", "conditions=[{name: few, label_noise: 0.1}]",
+           "conditions=[{name: few, corruption: {kind: jpeg}}]", "conditions=[{name: few, arms: [tl]}]",
+           "conditions=[{name: few, corruption: {kind: jpeg, severity: 4}}]", "conditions=[{name: few}]",
+           "conditions=[{name: few, corruption: {kind: jpeg, variants: 2}}]", "conditions=[{name: few, seeds: [1]}]",
+           "conditions=[{name: few, student: {input_size: 32}}]", "robustness=[{kind: jpeg}]",
+           "conditions=[{name: few, training: {epochs: 9}}]", "exclude=[{arms: [kd], seeds: [0]}]"]
 
 
 def test_every_change_changes_the_hash() -> None:

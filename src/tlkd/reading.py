@@ -242,7 +242,8 @@ def _explain(problem: ErrorDetails, raw: Any) -> str:
     if kind == "value_error":
         message = str(problem["ctx"]["error"])
         whole = isinstance(here, dict) or (isinstance(here, list) and "found" in message)
-        return f"{path}: {message}" if path and whole else f"{found}{message}" if path else message
+        own = message.partition(": ")[0] in _fields(model)  # a rule of this part names the key itself
+        return f"{path}{'.' if own else ': '}{message}" if path and whole else f"{found}{message}" if path else message
     if kind == "too_long" or (kind == "missing" and isinstance(here, list)):
         return f"{found}expected {len(get_args(model))} items"
     if kind == "missing":

@@ -304,7 +304,9 @@ class LabelNoise(Spec):
     @field_validator("to", mode="before")
     @classmethod
     def _to(cls, value: Any) -> Any:
-        if isinstance(value, dict) or value in ("different", "uniform"):
+        if isinstance(value, dict):  # digits are names of classes, which YAML reads as numbers
+            return {_digits(one): _digits(other) for one, other in value.items()}
+        if value in ("different", "uniform"):
             return value
         raise ValueError("allowed: different, uniform, or a mapping from class to class")
 
@@ -337,8 +339,11 @@ class Condition(Spec):
     @field_validator("label_noise", mode="before")
     @classmethod
     def _number(cls, value: Any) -> Any:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return {"fraction": value} if number else value
+        if value is None or isinstance(value, dict | LabelNoise):
+            return value
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return {"fraction": value}
+        raise ValueError("expected a fraction or a mapping of keys")
 
     @model_validator(mode="after")
     def _name(self) -> "Condition":
@@ -651,6 +656,10 @@ def _with_training(teacher: Any, common: dict[str, Any]) -> Any:
     if not isinstance(teacher, dict) or not isinstance(own, dict | None):
         return teacher  # validation will say what is wrong with it
     return {**teacher, "training": {**common, **(own or {})}}
+
+
+def _digits(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _listed(value: Any) -> str:
