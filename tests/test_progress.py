@@ -133,3 +133,69 @@ def test_the_module_is_light():
     script = "import sys, tlkd.progress; print(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path.cwd())
     assert "tlkd.progress" in found.stdout.split() and not any(m.startswith("rich") for m in found.stdout.split())
+
+
+# --- workers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def told(terminal, monkeypatch):
+    """This process as a worker with a clock that stands still: what it told its driver, and how to set the clock."""
+    news, clock = [], [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    progress.relay(news.append)
+    yield news, clock
+    progress.relay(None)
+
+
+def test_a_worker_tells_where_its_bars_stand_and_shows_nothing(told, terminal):
+    news, clock = told
+    with progress.bars() as display, progress.bar("epochs", 100, done=10) as advance:
+        assert display is None
+        for _ in range(50):
+            clock[0] += 0.06
+            advance()
+        assert list(progress.track("ab", "inner", 2)) == ["a", "b"]
+    epochs = [each for each in news if each.text == "epochs"]
+    assert [each.done for each in epochs] == [10, *range(14, 61, 4), None]  # five times a second, then gone
+    assert {each.total for each in epochs[:-1]} == {100}
+    assert [(each.done, each.bar) for each in news if each.text == "inner"] == [(0, 1), (None, 1)]
+    assert terminal.getvalue() == ""
+
+
+def test_a_worker_whose_bars_nobody_sees_tells_lines_alone(told, terminal):
+    news, clock = told
+    progress.relay(news.append, bars=False)
+    with progress.bar("epochs", 2) as advance:
+        clock[0] += 1
+        advance()
+        progress.say("a line about [red]")
+    assert news == [progress.News("a line about [red]")]
+    assert "a line about " in terminal.getvalue()  # which is its log
+
+
+def test_news_become_rows_of_the_display(terminal):
+    rows, others = progress.Rows(), progress.Rows()
+    with progress.bars() as display, progress.bar("jobs", 9):
+        rows.show(progress.News("epochs", 0, 3, 30), "run tl-0")
+        others.show(progress.News("epochs", 0, 5, 30), "run tl-1")
+        rows.show(progress.News("teacher lite2", 1, 0, 10), "teacher lite2")
+        rows.show(progress.News("epochs", 0, 4, 30), "run tl-0")
+        assert [(task.description, task.completed, task.total) for task in display.tasks] == [
+            ("jobs", 0, 9), ("run tl-0: epochs", 4, 30), ("run tl-1: epochs", 5, 30), ("teacher lite2", 0, 10)]
+        rows.show(progress.News("epochs", 0), "run tl-0")
+        rows.show(progress.News("epochs", 0), "run tl-0")  # a bar that is gone may go again
+        rows.show(progress.News("a line"), "run tl-0")
+        assert [task.description for task in display.tasks] == ["jobs", "run tl-1: epochs", "teacher lite2"]
+        rows.clear()
+        assert [task.description for task in display.tasks] == ["jobs", "run tl-1: epochs"]
+        others.clear()
+    assert "a line" in terminal.getvalue()
+
+
+def test_rows_without_a_display_are_left_out(terminal):
+    rows = progress.Rows()
+    rows.show(progress.News("epochs", 0, 3, 30), "run tl-0")
+    rows.show(progress.News("epochs", 0), "run tl-0")
+    rows.clear()
+    assert terminal.getvalue() == ""
