@@ -32,6 +32,7 @@ Result = TypeVar("Result")
 class Dataset:
     """A decoded, split data set; rows lie in the order train, dev, test."""
 
+    address: str  # of the decoded images in the cache
     classes: tuple[str, ...]
     ids: tuple[str, ...]  # [sample], stable: the path inside the source, posix
     labels: NDArray[np.int64]  # [sample]
@@ -51,8 +52,15 @@ def open_dataset(data: Data, size: int, cache: Path) -> Dataset:
     spec = {**data.model_dump(mode="json", include=AFFECTING), "size": size, "pillow": PIL.__version__}
     artifact = store.get(cache, "images", VERSION, spec, {"source": fingerprint},
                          lambda folder: _build(list_samples(), data, size, folder))
+    return reopen(data, cache, artifact.address)
+
+
+def reopen(data: Data, cache: Path, address: str) -> Dataset:
+    """Open what `open_dataset` has published at this address, without a look at the source it comes from."""
+    artifact = store.Artifact(cache / "images" / address, address)
     stored = store.read_json(artifact.path / "samples.json")
     return Dataset(
+        address=address,
         classes=tuple(stored["classes"]), ids=tuple(stored["ids"]), labels=np.array(stored["labels"], np.int64),
         splits={split: np.array(rows, np.int64) for split, rows in stored["splits"].items()},
         images=np.load(artifact.path / "images.npy", mmap_mode="r"), content=stored["content"],
