@@ -1,5 +1,7 @@
 """Banks: what the live network would give, for all views, whole or not at all."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -128,6 +130,37 @@ def test_the_manifest_says_what_is_in_it(tmp_path):
     assert artifact.manifest["spec"] == {"size": 24} and artifact.manifest["inputs"] == {"backbone": "b"}
     assert set(artifact.manifest["files"]) == {"train.npy", "dev.npy", "test.npy"}
     assert store.damaged(artifact.path) == []
+
+
+def test_a_bank_is_the_same_to_the_bit_for_any_number_of_threads(tmp_path):
+    """Of torch's own too: a convolution on two threads adds up in another order than on one."""
+    found = {}
+    for number, (own, torchs) in enumerate([(1, 1), (2, 1), (3, 1), (3, 2), (0, 2)]):
+        torch.set_num_threads(torchs)
+        try:
+            bank = banks.build(tmp_path / str(number), "logits", {}, {}, 5, sources(), Network(), "logits", own)
+            assert torch.get_num_threads() == torchs  # as it was found
+        finally:
+            torch.set_num_threads(1)
+        found[own, torchs] = {split: array.tobytes() for split, array in bank.arrays.items()}
+    assert all(each == found[1, 1] for each in found.values())
+
+
+def test_each_batch_of_a_bank_is_computed_by_one_thread_and_several_at_a_time(tmp_path):
+    seen, meeting = set(), threading.Barrier(2, timeout=60)
+
+    def forward(images):
+        seen.add((threading.get_ident(), torch.get_num_threads()))
+        if len(images) == banks.BATCH["cpu"]:
+            meeting.wait()  # two batches of the eight are under way together, or this never ends
+        return images.flatten(1)[:, :5]
+
+    torch.set_num_threads(2)
+    try:
+        banks.build(tmp_path, "logits", {}, {}, 5, {"train": sources()["train"]}, forward, "logits", 2)
+    finally:
+        torch.set_num_threads(1)
+    assert len(seen) == 2 and {threads for _, threads in seen} == {1}
 
 
 def test_using_a_bank_does_not_change_it(tmp_path):

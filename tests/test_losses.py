@@ -1,5 +1,6 @@
 """The losses against slow twins in float64, their limits, and that an arm without its teacher is TL to the bit."""
 
+import itertools
 import math
 
 import numpy as np
@@ -9,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tlkd.errors import BadInput
-from tlkd.losses import distillation_loss, hard_loss, make_loss
+from tlkd.losses import (
+    distillation_loss,
+    hard_loss,
+    label_smoothing_loss,
+    make_loss,
+    mean_entropy,
+    smoothing_for,
+)
 
 INF = float("inf")
 
@@ -218,3 +226,94 @@ def test_an_arm_with_a_teacher_needs_soft_labels():
     student, labels, _ = batch()
     with pytest.raises(AssertionError, match="soft labels"):
         make_loss("tl_kd", 0.5, 4.0)(student, labels, None)
+
+
+# --- label smoothing --------------------------------------------------------------------------------------------------
+
+
+def smoothing_twin(student, labels, amount):
+    """Cross-entropy with a label of which `amount` is spread over all classes, one number at a time."""
+    total = 0.0
+    for own, label in zip(student, labels, strict=True):
+        given_by = softmax(own, 1.0)
+        for number, chance in enumerate(given_by):
+            target = amount / len(own) + (1 - amount if number == label else 0.0)
+            total -= target * math.log(chance)
+    return total / len(student)
+
+
+@given(st.integers(0, 10**6), st.tuples(st.integers(1, 7), st.integers(2, 6), st.floats(0.1, 8)), st.floats(0, 1))
+@settings(max_examples=50, deadline=None)
+def test_label_smoothing_is_the_literal_sum(seed, shape_and_scale, amount):
+    student, labels, teacher = batch(seed, *shape_and_scale)
+    found = label_smoothing_loss(amount)(student, labels, teacher)
+    assert found.dtype == torch.float64
+    assert found.item() == pytest.approx(smoothing_twin(student.tolist(), labels.tolist(), amount), rel=1e-9, abs=1e-11)
+    assert label_smoothing_loss(amount)(student, labels, None).item() == found.item()
+
+
+def test_nothing_smoothed_is_tl_and_all_of_it_knows_no_label():
+    student, labels, _ = batch()
+    tl = gradient_of(hard_loss, student, labels, None)
+    none = gradient_of(label_smoothing_loss(0.0), student, labels, None)
+    assert none[0] == tl[0] and torch.equal(none[1], tl[1])
+    one, other = (gradient_of(label_smoothing_loss(1.0), student, each, None)[1] for each in (labels, (labels + 1) % 5))
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    assert not torch.equal(gradient_of(label_smoothing_loss(0.1), student, labels, None)[1], tl[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_label_smoothing_is_computed_in_float32_at_least(dtype):
+    student, labels, _ = batch()
+    found = label_smoothing_loss(0.3)(student.to(dtype), labels, None)
+    assert found.dtype == torch.float32
+    assert found.item() == label_smoothing_loss(0.3)(student.to(dtype).float(), labels, None).item()
+
+
+def entropy_twin(row, temperature):
+    return -sum(chance * math.log(chance) for chance in softmax(row, temperature) if chance > 0)
+
+
+@given(st.integers(0, 10**6), st.tuples(st.integers(1, 7), st.integers(2, 6), st.floats(0.1, 8)), st.floats(0.5, 20))
+@settings(max_examples=50, deadline=None)
+def test_the_mean_entropy_is_the_literal_one(seed, shape_and_scale, temperature):
+    logits = batch(seed, *shape_and_scale)[0].float().numpy()
+    expected = np.mean([entropy_twin(row, temperature) for row in logits.tolist()])
+    assert mean_entropy(logits, temperature) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_the_mean_entropy_has_its_limits():
+    assert mean_entropy(np.full((3, 7), 5.0, np.float32), 2.0) == pytest.approx(math.log(7))
+    assert mean_entropy(np.array([[1e4, 0, -1e4], [0, 1e30, 0]], np.float32), 1.0) == 0.0
+    sure, unsure = np.array([[9.0, 0, 0]], np.float32), np.array([[1.0, 0, 0]], np.float32)
+    both = mean_entropy(np.concatenate([sure, unsure]), 1.0)
+    assert both == pytest.approx((mean_entropy(sure, 1.0) + mean_entropy(unsure, 1.0)) / 2)
+    assert mean_entropy(sure, 1.0) < mean_entropy(sure, 4.0) < math.log(3)
+
+
+def smoothed_entropy(amount, classes):
+    """The entropy of a label of which `amount` is spread over all classes, written out."""
+    chances = [1 - amount + amount / classes, *[amount / classes] * (classes - 1)]
+    return -sum(chance * math.log(chance) for chance in chances if chance > 0)
+
+
+@given(st.floats(0, 1), st.integers(2, 1000))
+@settings(max_examples=100, deadline=None)
+def test_the_smoothing_has_the_entropy_that_was_asked_for(amount, classes):
+    entropy = smoothed_entropy(amount, classes)
+    found = smoothing_for(entropy, classes)
+    assert 0 <= found <= 1
+    assert smoothed_entropy(found, classes) == pytest.approx(entropy, abs=1e-9)
+    if 1e-6 < amount < 0.999:  # where it is steep enough to be turned about
+        assert found == pytest.approx(amount, rel=1e-4)
+
+
+@pytest.mark.parametrize(("entropy", "classes", "amount"), [
+    (0.0, 10, 0.0), (-1e-9, 10, 0.0), (math.log(10), 10, 1.0), (math.log(10) + 1e-6, 10, 1.0), (5.0, 2, 1.0)])
+def test_the_smoothing_has_its_limits(entropy, classes, amount):
+    assert smoothing_for(entropy, classes) == pytest.approx(amount, abs=1e-4)
+
+
+def test_more_entropy_is_more_smoothing():
+    amounts = [smoothing_for(entropy, 10) for entropy in np.linspace(0, math.log(10), 50)]
+    assert all(one < other for one, other in itertools.pairwise(amounts))
