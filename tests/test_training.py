@@ -18,7 +18,7 @@ from torch import nn
 
 from tlkd import models, progress, seeding, specs, views
 from tlkd.batches import Pixels, Rows
-from tlkd.draws import whole
+from tlkd.draws import draw, whole
 from tlkd.errors import RunFailed
 from tlkd.losses import distillation_loss, hard_loss, make_loss
 from tlkd.training import Fit, Task, epoch_batches, fit
@@ -355,6 +355,57 @@ def test_soft_labels_are_those_of_the_view_that_the_student_sees():
     for (which, samples), (labels, soft) in zip(asked["inputs"], targets, strict=True):
         assert labels == task.draw.given[samples].tolist()
         np.testing.assert_array_equal(soft.numpy(), (rows(SAMPLES, 3, 2, CLASSES) * 3)[which, samples])
+
+
+def hard_draw(redraw="never", kept=0.7):
+    """A third of the labels wrong and half of the images corrupted, of some of the samples."""
+    condition = specs.Condition.model_validate(specs.as_tuples({
+        "name": "hard", "train_fraction": kept, "label_noise": {"fraction": 0.3, "redraw": redraw},
+        "corruption": {"kind": "jpeg", "fraction": 0.5, "variants": 2, "redraw": redraw}}))
+    keys = seeding.keys([str(number) for number in range(SAMPLES)])
+    return draw(condition, 3, ("a", "b", "c"), labels_of(SAMPLES, 1), keys)
+
+
+@pytest.mark.parametrize("redraw", ["never", "epoch"])
+def test_a_drawn_training_sees_what_was_drawn_and_nothing_else(redraw):
+    drawn, asked, told = hard_draw(redraw), [], []
+    bank = rows(SAMPLES, 1, 6)  # two views, clean and in two variants
+
+    def inputs(which, samples):
+        asked.append((which, samples))
+        return Rows(bank, CPU)(which, samples)
+
+    def loss(logits, labels, soft_labels):
+        told.append(labels.numpy())
+        return hard_loss(logits, labels)
+
+    train("head", training(epochs=3), loss=loss, task=replace(task_of("head"), draw=drawn, inputs=inputs))
+    stored = drawn.stored(3)
+    assert sum(len(samples) for _, samples in asked) == 3 * len(stored["samples"])
+    place_of = {sample: place for place, sample in enumerate(stored["samples"].tolist())}
+    seen, steps = [], len(asked) // 3
+    for step, ((which, samples), labels) in enumerate(zip(asked, told, strict=True)):
+        epoch = step // steps
+        places = [place_of[sample] for sample in samples.tolist()]  # a sample that was dropped has none
+        of_epoch = (stored[name][epoch] if redraw == "epoch" else stored[name] for name in ("labels", "variants"))
+        expected_labels, variants = (each[places] for each in of_epoch)
+        np.testing.assert_array_equal(labels, expected_labels)
+        np.testing.assert_array_equal(which // 2, variants)
+        seen += samples.tolist()
+    assert sorted(seen) == sorted(stored["samples"].tolist() * 3)
+    views_of_one_variant = {int(view) for which, _ in asked for view in which}
+    assert views_of_one_variant == set(range(6))
+
+
+@pytest.mark.parametrize("redraw", ["never", "epoch"])
+def test_a_stopped_training_under_a_difficulty_goes_on_to_the_bit(tmp_path, redraw):
+    task = replace(task_of("head"), draw=hard_draw(redraw), inputs=Rows(rows(SAMPLES, 1, 6), CPU))
+    whole_one, _ = train("head", training(epochs=4), task=task)
+    train("head", training(epochs=2, schedule="constant"), task=task, checkpoint=tmp_path / "a")
+    steady, _ = train("head", training(epochs=4, schedule="constant"), task=task)
+    resumed, result = train("head", training(epochs=4, schedule="constant"), task=task, checkpoint=tmp_path / "a")
+    assert result.epochs == 4 and same_bits(resumed, steady)
+    assert not same_bits(steady, whole_one)  # nor are two trainings the same whatever they do
 
 
 def test_the_same_training_twice_gives_the_same_bits_and_another_seed_does_not():

@@ -11,7 +11,7 @@ from scipy import stats
 from torchvision.transforms.v2 import functional as tv
 
 from tlkd import seeding, views
-from tlkd.views import IDENTITY, View, crop_boxes, render, resample_weights, train_views
+from tlkd.views import IDENTITY, View, corrupted, crop_boxes, render, resample_weights, train_views
 
 UNIT = {"data_seed": 0, "mean": (0.0, 0.0, 0.0), "sd": (1.0, 1.0, 1.0)}
 KEYS = seeding.keys([f"sample {number}" for number in range(3000)])
@@ -56,6 +56,20 @@ def shown(pixels, size, view=IDENTITY, **settings):
 def test_the_views_that_training_draws_from(augment, names):
     assert [str(view) for view in train_views(augment)] == names
     assert len(set(train_views(augment))) == len(names)
+
+
+def test_corrupted_views_are_all_views_in_one_variant_after_the_other():
+    assert [str(view) for view in corrupted(train_views(("hflip", "crop:1")), 2)] == [
+        "crop0#1", "crop0+flip#1", "crop0#2", "crop0+flip#2"]
+    assert [str(view) for view in corrupted(train_views(()), 3)] == ["identity#1", "identity#2", "identity#3"]
+    every = MIXED + corrupted(MIXED, 4)
+    assert len({str(view) for view in every}) == len(set(every)) == 5 * len(MIXED)
+
+
+def test_a_variant_alone_moves_no_pixel():
+    """What it does is the condition's business."""
+    plain, other = (render(images(), KEYS[:4], some, np.arange(4), 32, **UNIT) for some in (MIXED, corrupted(MIXED, 1)))
+    assert torch.equal(plain, other)
 
 
 def test_the_identity_is_the_identity():
