@@ -2,12 +2,13 @@
 
 import shlex
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tlkd import __version__
+from tlkd import __version__, crew
 from tlkd.errors import BadInput, nearest
 
 if TYPE_CHECKING:
@@ -29,20 +30,30 @@ def main() -> None:
         code = _complain(str(error))
     except (KeyboardInterrupt, typer.Abort):
         code = STOPPED
+    except crew.Parted as error:
+        if error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)
+        _say(f"{error}, so that all that train together end here; the same command goes on from here")
+        code = 1
     except Exception as error:
         if not hasattr(error, "format_message"):  # not a usage error of the command line itself
             raise
         command = getattr(getattr(error, "ctx", None), "command_path", "tlkd")
         message = error.format_message()
         code = _complain(f"{message} (see `{command} --help`)") if message else 2  # without one, help was printed
-    if code == STOPPED:  # some versions of Typer turn the key into this code, others into an exception
-        print("tlkd: stopped; the same command goes on from here", file=sys.stderr)
+    if code == STOPPED and not crew.follows():  # some versions of Typer turn the key into this code, others raise
+        _say("stopped; the same command goes on from here")
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _complain(message: str) -> int:
-    print("tlkd: " + " ".join(message.split()), file=sys.stderr)
+    _say(" ".join(message.split()))
     return 2
+
+
+def _say(line: str) -> None:
+    if not crew.silent():
+        print(f"tlkd: {crew.signature()}{line}", file=sys.stderr)
 
 
 def _version(wanted: bool) -> None:
@@ -52,13 +63,16 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
-def tlkd(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True,
+def tlkd(context: typer.Context,
+         version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True,
                                                help="Print the version and stop.")] = False) -> None:
     """Does a bigger teacher make a fine-tuned small network better: by how much, how surely, and why?
 
     Start with [bold]tlkd run quickstart[/bold], then point a study at your own images:
     [bold]tlkd run cifar10 --set data.source=folder:PATH[/bold].
     """
+    if crew.follows() and context.invoked_subcommand != "run":  # the others are there to train
+        raise typer.Exit()
 
 
 @app.command()
@@ -79,15 +93,29 @@ def run(
 
       tlkd run my-study.yaml --set training.epochs=10
     """
+    if crew.misled():
+        raise BadInput(crew.misled())
+    if crew.follows():
+        from tlkd.study import follow
+
+        follow(crew.join(_device(device)))
+        return
     from tlkd.reading import read_study
 
     spec = read_study(study, tuple(assignments or ()))
     folder = out if out is not None else Path("out") / spec.name
     chosen = _device(device)  # torch is imported from here on, and not for a mistake in the study's file
     from tlkd import report
-    from tlkd.study import run_study
+    from tlkd.engine import Inline
+    from tlkd.study import leading, run_study
 
-    failures = run_study(spec, folder, chosen, shlex.join(["tlkd", *sys.argv[1:]]))
+    if crew.size() > 1:
+        chosen = crew.join(chosen)
+    try:
+        failures = run_study(spec, folder, chosen, shlex.join(["tlkd", *sys.argv[1:]]),
+                             leading if crew.size() > 1 else Inline)
+    finally:
+        crew.dismiss()
     page = report.write(folder)
     print((folder / "summary.txt").read_text() + f"results: {folder / 'results.csv'}\nreport:  {page}")
     for name, reason in failures.items():

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from tlkd import crew
+
 PACKAGES = ("tlkd", "torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "scipy", "statsmodels")
 
 
@@ -47,6 +49,8 @@ def hardware(device: torch.device) -> dict[str, Any]:
         os, "sched_getaffinity") else os.cpu_count(), "system": platform.platform(), "device": device.type}
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         found["memory_gib"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    if crew.size() > 1:
+        found["processes"] = crew.size()
     if device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)
         found["cuda"] = torch.version.cuda

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 from safetensors.torch import load_file
 
-from tlkd import banks, evaluation, models, seeding, store
+from tlkd import banks, crew, evaluation, models, seeding, store
 from tlkd.batches import CleanView, Joined, Live, Rows, Shuffled, Source, predict
 from tlkd.distortions import describe
+from tlkd.draws import Draw
 from tlkd.errors import RunFailed
 from tlkd.folder import Run, StudyFolder, TeacherFit, teacher_fit
 from tlkd.losses import Loss, hard_loss, label_smoothing_loss, make_loss, mean_entropy, smoothing_for
@@ -20,6 +21,7 @@ from tlkd.specs import Condition, Distortion, Network, Student, Training
 from tlkd.training import Fit, threads
 from tlkd.views import View
 from tlkd.workshop import (
+    Learner,
     Workshop,
     corrupted_views,
     counted,
@@ -99,15 +101,22 @@ def fitted_teacher(workshop: Workshop, folder: StudyFolder, fit: TeacherFit) -> 
     where = store.address("teachers", VERSION, affecting, inputs)
     work = workshop.cache / "teachers" / ".work" / where
 
+    def trained() -> tuple[Learner, Fit]:
+        given, drawing = learner(workshop, network, f"teacher {fit.name}", condition), workshop.draw(condition, drawn)
+        if not spec.fit:
+            return given, Fit()
+        with crew.call(fitted_teacher, fit, where):
+            return given, train(workshop, given, hard_loss, None, spec.training, drawing, seed=drawn, work=work)
+
     def make(target: Path) -> dict[str, Any]:
-        given, done = learner(workshop, network, f"teacher {fit.name}", condition), Fit()
-        if spec.fit:
-            drawing = workshop.draw(condition, drawn)
-            done = train(workshop, given, hard_loss, None, spec.training, drawing, seed=drawn, work=work)
+        given, done = trained()
         result = write_result(workshop, target, given, done, spec.training, backbone=inputs["backbone"])
         shutil.rmtree(work, ignore_errors=True)
-        return result
+        return {**result, **crew.note()}
 
+    if crew.ordered(where):
+        trained()
+        return store.Artifact(workshop.cache / "teachers" / where, where), network
     from_cache = (workshop.cache / "teachers" / where / store.MANIFEST).is_file()
     artifact = store.get(workshop.cache, "teachers", VERSION, affecting, inputs, make)
     workshop.record(f"teacher {fit.fit_id}", artifact, from_cache)
@@ -192,18 +201,26 @@ def publish_run(workshop: Workshop, folder: StudyFolder, run: Run) -> None:
     where = store.address("run", VERSION, spec, inputs)
     work = folder.path / ".work" / where
 
-    def make(target: Path) -> dict[str, Any]:
+    def trained() -> tuple[Learner, Draw, Fit]:
         given, drawn = learner(workshop, network, "student", condition), workshop.draw(condition, run.seed)
         if start is not None:
             models.load_trained(network, load_file(start.path / "model.safetensors"))
         loss, source = arm_loss(workshop, run, teacher)
-        fitted = train(workshop, given, loss, source, training, drawn, seed=run.seed, work=work)
+        with crew.call(publish_run, run, where):
+            return given, drawn, train(workshop, given, loss, source, training, drawn, seed=run.seed, work=work)
+
+    def make(target: Path) -> dict[str, Any]:
+        given, drawn, fitted = trained()
         store.write_json(target / "spec.json", {"run_id": run.run_id, **spec, "inputs": inputs,
                                                 "data": study.data.model_dump(mode="json")})
         if not condition.plain:
             np.savez_compressed(target / "drawn.npz", **drawn.stored(fitted.epochs))
-        return write_result(workshop, target, given, fitted, training, backbone=inputs["backbone"])
+        result = write_result(workshop, target, given, fitted, training, backbone=inputs["backbone"])
+        return {**result, **crew.note()}
 
+    if crew.ordered(where):
+        trained()
+        return
     made_from = {"kind": "run", "version": VERSION, "spec": spec, "inputs": inputs}
     store.publish(folder.run_path(run), where, made_from, make)
     shutil.rmtree(work, ignore_errors=True)

@@ -3,7 +3,7 @@
 import shutil
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from tlkd import evaluation, examples, explaining, stages, store
+from tlkd import crew, evaluation, examples, explaining, progress, stages, store
 from tlkd.datasets import open_dataset
 from tlkd.engine import Executor, Inline, Job, Outcome, run_all
 from tlkd.errors import BadInput, RunFailed
@@ -268,16 +268,21 @@ class _Bench:
 _bench = _Bench()
 
 
+def _at_bench(context: Context) -> Workshop:
+    if _bench.context != context or _bench.workshop is None:
+        _bench.workshop = open_workshop(context)
+        _bench.steps = {step.name: step for step in steps(context.study)}
+        _bench.context = context
+    return _bench.workshop
+
+
 def work(context: Context, name: str) -> Outcome:
     """Take one step of a study, in whatever process: its outcome carries what the stages cost.
 
     `BadInput` goes through: a full disk, say, after which nothing would fare better.
     """
-    if _bench.context != context or _bench.workshop is None:
-        _bench.workshop = open_workshop(context)
-        _bench.steps = {step.name: step for step in steps(context.study)}
-        _bench.context = context
-    workshop, folder, step = _bench.workshop, StudyFolder(context.out), _bench.steps[name]
+    workshop, folder = _at_bench(context), StudyFolder(context.out)
+    step = _bench.steps[name]
     workshop.stages.clear()
     try:
         with store.guard_disk(context.out), store.impatient():
@@ -285,6 +290,23 @@ def work(context: Context, name: str) -> Outcome:
     except store.Busy:
         return Outcome(name, busy=True)
     return Outcome(name, list(workshop.stages), failure)
+
+
+def leading(work: Callable[[Any, str], Outcome], context: Context) -> Executor:
+    """An executor for a crew's main process: steps are taken here, and every training by all processes together."""
+    crew.lead(context)
+    return Inline(work, context, context.out / "logs")
+
+
+def follow(device: torch.device) -> None:
+    """Train along with a crew's main process until it lets go; nothing is published here, and nothing shown."""
+    def take(context: Context, do: Callable[[Workshop, StudyFolder, Any], Any], what: Any) -> None:
+        workshop = _at_bench(replace(context, device=str(device)))
+        do(workshop, StudyFolder(context.out), what)
+        workshop.stages.clear()
+
+    progress.relay(lambda news: None, bars=False)
+    crew.follow(take)
 
 
 def attempt_step(step: Step, workshop: Workshop, folder: StudyFolder) -> str:

@@ -16,8 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tlkd import seeding
+from tlkd import crew, seeding, store
 from tlkd.batches import Indices, Source, predict
+from tlkd.crew import Crew
 from tlkd.draws import Draw
 from tlkd.errors import RunFailed
 from tlkd.losses import Loss
@@ -55,7 +56,8 @@ class Fit:
         return len(self.history)
 
 
-def fit(network: Network, forward: Callable[[Tensor], Tensor], loss: Loss, task: Task, training: Training, seed: int,
+def fit(  # noqa: PLR0915 (one loop, read from top to bottom)
+        network: Network, forward: Callable[[Tensor], Tensor], loss: Loss, task: Task, training: Training, seed: int,
         device: torch.device, checkpoint: Path | None = None, on_epoch: Callable[[Fit], None] | None = None) -> Fit:
     """Train what is trainable of `network`, in place, and leave it in eval mode with the reported epoch's weights.
 
@@ -63,14 +65,16 @@ def fit(network: Network, forward: Callable[[Tensor], Tensor], loss: Loss, task:
     of samples, views and dropout follow from `seed` and the epoch's number, so a training that goes on from
     `checkpoint` is bit-identical, on the CPU, to one that was never stopped. Raises `RunFailed` at a loss that is not
     finite.
+
+    Called by all processes of a crew together, each takes its part of every batch, and the sum of their gradients is
+    that of the whole batch. Dropout is drawn by each for itself, and batch norm in train mode sees each part alone.
     """
+    us = crew.at_work()
     with threads(training.threads):
         optimiser = _optimiser(network, training)
         scheduler = _scheduler(optimiser, training)
         scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16" and device.type == "cuda")
-        result, best = Fit(), trained_state(network)
-        if checkpoint is not None and _readable(checkpoint):
-            result, best = _resume(checkpoint, network, optimiser, scheduler, scaler)
+        result, best = _begin(us, checkpoint, network, optimiser, scheduler, scaler)
         while result.epochs < training.epochs and not _stopped(result, training):
             started = time.perf_counter()
             epoch = result.epochs + 1
@@ -78,24 +82,31 @@ def fit(network: Network, forward: Callable[[Tensor], Tensor], loss: Loss, task:
             labels = torch.from_numpy(task.draw.labels(epoch)).to(device)
             variants = task.draw.variants(epoch)
             network.train()
-            losses = []
+            losses, taken = [], 0
             with torch.random.fork_rng(_devices(device)):
-                _seed(device, seeding.seed_from("dropout", seed, epoch))
-                for places, which in epoch_batches(seed, epoch, len(variants), task.views, training.batch_size):
-                    samples, which = task.draw.samples[places], which + task.views * variants[places]
-                    soft_labels = task.soft_labels(which, samples) if task.soft_labels is not None else None
-                    inputs = task.inputs(which, samples)  # outside autocast, which would resize in half precision
-                    with _autocast(device, training.precision):
-                        logits = forward(inputs)
-                    value = loss(logits, labels[torch.from_numpy(places).to(device)], soft_labels)
+                _seed(device, seeding.seed_from("dropout", seed, epoch, *([us.rank] if us.rank else [])))
+                for batch, seen_in in epoch_batches(seed, epoch, len(variants), task.views, training.batch_size):
+                    part = us.part(len(batch))
+                    places, which = batch[part], seen_in[part] + task.views * variants[batch[part]]
+                    value = torch.zeros((), device=device)
+                    if len(places):  # else there are fewer samples than this crew has processes
+                        logits, soft_labels = _seen(forward, task, places, which, device, training.precision)
+                        value = loss(logits, labels[torch.from_numpy(places).to(device)], soft_labels)
+                        taken += 1
+                    if len(places) < len(batch):
+                        value = value * (len(places) / len(batch))  # so that the sum is the whole batch's mean
                     optimiser.zero_grad(set_to_none=True)
-                    scaler.scale(value).backward()  # type: ignore[no-untyped-call]
+                    scaled = scaler.scale(value)
+                    if len(places):
+                        scaled.backward()  # type: ignore[no-untyped-call]
+                    _sum_gradients(us, optimiser)
                     scaler.step(optimiser)
                     scaler.update()
                     losses.append(value.detach())
-            train_loss = _mean_of_finite(torch.stack(losses), epoch)
+            train_loss = _mean_of_finite(us.summed(torch.stack(losses)), epoch)
+            _average_statistics(us, network, taken)
             network.eval()
-            check_loss, accuracy = _check(forward, task, device, training.precision)
+            check_loss, accuracy = _check(us, forward, task, device, training.precision)
             if not math.isfinite(check_loss):  # the last step spoiled the weights, which no training loss will tell
                 raise _failed(epoch, len(losses), f"{task.check_name} loss after it", check_loss)
             _advance(scheduler, accuracy)
@@ -105,7 +116,7 @@ def fit(network: Network, forward: Callable[[Tensor], Tensor], loss: Loss, task:
             if accuracy > result.best_accuracy:
                 result.best_epoch, result.best_accuracy = epoch, accuracy
                 best = trained_state(network)
-            if checkpoint is not None:
+            if checkpoint is not None and us.main:
                 _save(checkpoint, network, optimiser, scheduler, scaler, result, best)
             if on_epoch is not None:
                 on_epoch(result)
@@ -139,6 +150,16 @@ def _optimiser(network: Network, training: Training) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True)
 
 
+def _seen(forward: Callable[[Tensor], Tensor], task: Task, places: Indices, which: Indices, device: torch.device,
+          precision: str) -> tuple[Tensor, Tensor | None]:
+    """What the network and the teacher say, `[sample, class]`, of the draw's samples at `places` in these views."""
+    samples = task.draw.samples[places]
+    soft_labels = task.soft_labels(which, samples) if task.soft_labels is not None else None
+    inputs = task.inputs(which, samples)  # outside autocast, which would resize in half precision
+    with _autocast(device, precision):
+        return forward(inputs), soft_labels
+
+
 Scheduler = torch.optim.lr_scheduler.LRScheduler | torch.optim.lr_scheduler.ReduceLROnPlateau
 
 
@@ -164,13 +185,42 @@ def _stopped(result: Fit, training: Training) -> bool:
     return training.early_stopping is not None and result.epochs - result.best_epoch >= training.early_stopping
 
 
-def _check(forward: Callable[[Tensor], Tensor], task: Task, device: torch.device,
+def _sum_gradients(us: Crew, optimiser: torch.optim.Optimizer) -> None:
+    """Give every process the sum of all gradients: in one piece, since a head's step is shorter than a message."""
+    if us.size == 1:
+        return
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
+    total = us.summed(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+    for parameter, part in zip(parameters, torch.split(total, [each.numel() for each in parameters]), strict=True):
+        parameter.grad = torch.empty_like(parameter).copy_(part.view(parameter.shape))  # laid out as the parameter is
+
+
+def _average_statistics(us: Crew, network: Network, taken: int) -> None:
+    """Give every process the mean of all processes' batch statistics, weighed by the batches that each has seen.
+
+    They follow a part of every batch in each process, and are linear in what they follow.
+    """
+    live = [buffer for name, module in network.backbone.named_modules() if name in network.live
+            for buffer in module.buffers(recurse=False) if buffer.is_floating_point()]
+    if us.size == 1 or not live:
+        return
+    weighed = torch.cat([*(buffer.reshape(-1) * taken for buffer in live), live[0].new_tensor([taken])])
+    *total, count = torch.split(us.summed(weighed), [*(buffer.numel() for buffer in live), 1])
+    for buffer, part in zip(live, total, strict=True):
+        buffer.copy_((part / count).view(buffer.shape))
+
+
+def _check(us: Crew, forward: Callable[[Tensor], Tensor], task: Task, device: torch.device,
            precision: str) -> tuple[float, float]:
     def autocast(inputs: Tensor) -> Tensor:
         with _autocast(device, precision):
             return forward(inputs)
 
-    logits = torch.from_numpy(predict(autocast, task.check_inputs, len(task.check_labels)))
+    part = us.part(len(task.check_labels))
+    mine = predict(autocast, lambda which, samples: task.check_inputs(which, samples + part.start),
+                   part.stop - part.start) if part.stop > part.start else None
+    logits = torch.from_numpy(np.concatenate([each for each in us.gathered(mine) if each is not None]))
     labels = torch.from_numpy(task.check_labels)
     loss = torch.nn.functional.cross_entropy(logits, labels).item()
     return loss, (logits.argmax(1) == labels).double().mean().item()
@@ -225,35 +275,50 @@ def _save(path: Path, network: Network, optimiser: torch.optim.Optimizer, schedu
         tensors |= {f"optimiser/{number}/{name}": tensor for name, tensor in entries.items() if torch.is_tensor(tensor)}
     rest = {"history": result.history, "best_epoch": result.best_epoch, "best_accuracy": result.best_accuracy,
             "groups": state["param_groups"], "scheduler": scheduler.state_dict(), "scaler": scaler.state_dict()}
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary,
-                  metadata={"rest": json.dumps(rest)})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with store.guard_disk(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary,
+                      metadata={"rest": json.dumps(rest)})
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
-def _readable(path: Path) -> bool:
-    """Whether a checkpoint lies there; a damaged one is removed, and the training starts anew."""
+def _begin(us: Crew, checkpoint: Path | None, network: Network, optimiser: torch.optim.Optimizer, scheduler: Scheduler,
+           scaler: torch.amp.GradScaler) -> tuple[Fit, dict[str, Tensor]]:
+    """What is done already, and the best weights so far: the main process's, to the bit, in every process."""
+    saved = us.told(lambda: None if checkpoint is None else _read(checkpoint))
+    if saved is not None:
+        return _resume(saved, network, optimiser, scheduler, scaler)
+    best = us.told(lambda: trained_state(network))
+    if not us.main:
+        load_trained(network, best)
+    return Fit(), best
+
+
+Saved = tuple[dict[str, Any], dict[str, Tensor]]
+"""A checkpoint: what JSON holds of it, and its tensors."""
+
+
+def _read(path: Path) -> Saved | None:
+    """The checkpoint if one lies there; a damaged one is removed, and the training starts anew."""
     if not path.exists():
-        return False
+        return None
     try:
         with safe_open(path, framework="pt") as file:
-            json.loads(file.metadata()["rest"])
+            return (json.loads(file.metadata()["rest"]),
+                    {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (it has no iterator)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         say(f"{path}: cannot be read ({error}); this training starts anew")
         path.unlink()
-        return False
-    return True
+        return None
 
 
-def _resume(path: Path, network: Network, optimiser: torch.optim.Optimizer, scheduler: Scheduler,
+def _resume(saved: Saved, network: Network, optimiser: torch.optim.Optimizer, scheduler: Scheduler,
             scaler: torch.amp.GradScaler) -> tuple[Fit, dict[str, Tensor]]:
-    with safe_open(path, framework="pt") as file:
-        rest: dict[str, Any] = json.loads(file.metadata()["rest"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it has no iterator)
+    rest, tensors = saved
     load_trained(network, _under("model/", tensors))
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     entries: dict[int, dict[str, Tensor]] = {}
