@@ -6,8 +6,8 @@ import pytest
 from explained_folders import write_explanations
 from study_folders import lay_down
 from tlkd import store, tables
-from tlkd.evidence import Evidence
 from tlkd.findings import Findings, find
+from tlkd.layout import Evidence
 from tlkd.summary import Caution, Summary, summarise
 
 MASKED = {"data": {"source": "folder:somewhere", "augment": [], "masks": "masks.json"}, "explanation": {}}

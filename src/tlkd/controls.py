@@ -26,10 +26,6 @@ from tlkd.contrasts import (
 from tlkd.specs import Arm, Study
 from tlkd.statistics import Interval, Verdict
 
-MISSING = {"label_smoothing": "what the teacher adds to softening", "tl_kd_shuffled": "knowing which classes are alike",
-           "self": "being bigger"}
-"""What a control lacks of the arm that it is compared with, by its kind: the difference is what that gives."""
-
 
 @dataclass(frozen=True)
 class Control:
@@ -56,34 +52,42 @@ class Control:
     kept_low: float
     kept_high: float
 
-    @property
-    def missing(self) -> str:
-        """What the control lacks."""
-        return MISSING[self.arm.kind]
-
 
 def examine(study: Study, groups: Sequence[Group], labels: Ints) -> tuple[Control, ...]:
     """Every control under every condition that it, a `tl_kd` arm and TL have finished a common seed of."""
-    weights = image_weights(labels, study.verdict.metric)
+    weights, level = image_weights(labels, study.verdict.metric), study.verdict.level
     trios = [trio for group in groups if group.arm.control
              for trio in [_trio(study, groups, group)] if trio is not None]
-    keys = ["/".join((group.arm.name, group.condition)) for _, _, group in trios]
-    seeds = {key: both_seeds(*trio) for key, trio in zip(keys, trios, strict=True)}
-    gains = {key: (differences(tl, kd, weights, seeds[key]), differences(tl, group, weights, seeds[key]))
-             for key, (tl, kd, group) in zip(keys, trios, strict=True)}
-    given = {key: _given(study, trio) for key, trio in zip(keys, trios, strict=True)}
-    level = study.verdict.level
-    verdicts = statistics.verdicts({key: kd - own for key, (kd, own) in gains.items()}, study.verdict.smallest_gain,
-                                   level, given)
-    around = [statistics.intervals({key: each[which] for key, each in gains.items()}, level, given)
-              for which in (0, 1)]
-    kept = _kept({key: each for key, each in gains.items() if around[0][key].low > 0}, level)
-    return tuple(Control(
-        arm=group.arm, label=group.label, kd=kd.arm, kd_label=kd.label, tl_label=tl.label, condition=group.condition,
-        seeds=tuple(seeds[key]), kd_gain=float(gains[key][0].mean()), kd_interval=around[0][key],
-        gain=float(gains[key][1].mean()), interval=around[1][key], difference=verdicts[key],
-        kept=kept[key][0], kept_low=kept[key][1], kept_high=kept[key][2])
-        for key, (tl, kd, group) in zip(keys, trios, strict=True))
+    pairs = [_Pair(study, trio, weights) for trio in trios]
+    given = {name: pair.given for pair in pairs for name in (pair.kd, pair.own)}
+    tables = {name: table for pair in pairs for name, table in ((pair.kd, pair.kd_table), (pair.own, pair.own_table))}
+    means = statistics.resampled_by_name(tables)
+    around = statistics.intervals(tables, level, given, means)
+    verdicts = statistics.verdicts({pair.own: pair.kd_table - pair.own_table for pair in pairs},
+                                   study.verdict.smallest_gain, level, given)
+    found = []
+    for pair in pairs:
+        tl, kd, group = pair.trio
+        kept = _kept(pair, means, level) if around[pair.kd].low > 0 else (math.nan,) * 3
+        found.append(Control(
+            arm=group.arm, label=group.label, kd=kd.arm, kd_label=kd.label, tl_label=tl.label,
+            condition=group.condition, seeds=pair.seeds, kd_gain=float(pair.kd_table.mean()),
+            kd_interval=around[pair.kd], gain=float(pair.own_table.mean()), interval=around[pair.own],
+            difference=verdicts[pair.own], kept=kept[0], kept_low=kept[1], kept_high=kept[2]))
+    return tuple(found)
+
+
+class _Pair:
+    """The gains `[seed, image]` of a control and of the arm that it is compared with, which is named once for all."""
+
+    def __init__(self, study: Study, trio: tuple[Group, Group, Group], weights: Floats) -> None:
+        tl, kd, group = self.trio = trio
+        self.seeds = tuple(both_seeds(*trio))
+        self.kd = f"{kd.arm.name}/{kd.condition}/{self.seeds}"
+        self.own = f"{group.arm.name}/{group.condition}"
+        self.kd_table = differences(tl, kd, weights, self.seeds)
+        self.own_table = differences(tl, group, weights, self.seeds)
+        self.given = _given(study, trio)
 
 
 def _trio(study: Study, groups: Sequence[Group], control: Group) -> tuple[Group, Group, Group] | None:
@@ -113,32 +117,14 @@ def _given(study: Study, trio: tuple[Group, Group, Group]) -> str:
     return next((words for group in trio[1:] for words in [given_teacher(study, group.arm, where)] if words), "")
 
 
-def _kept(gains: Mapping[str, tuple[Floats, Floats]], level: float) -> "_Shares":
-    """The control's mean gain over the arm's, and its interval, by key."""
-    found = _Shares()
-    shapes: dict[tuple[int, ...], list[str]] = {}
-    for key, (kd, _) in gains.items():
-        shapes.setdefault(kd.shape, []).append(key)
-    for keys in shapes.values():
-        if statistics.can_resample(gains[keys[0]][0]):
-            means = statistics.resampled([table for key in keys for table in gains[key]])
-            for number, key in enumerate(keys):
-                kd, own = means[2 * number], means[2 * number + 1]
-                low, high = np.quantile(own[kd > 0] / kd[kd > 0], [level / 2, 1 - level / 2])
-                found[key] = _ratio(gains[key]), float(low), float(high)
-        else:
-            found |= {key: (_ratio(gains[key]), *fieller(gains[key][1].mean(axis=1), gains[key][0].mean(axis=1), level))
-                      for key in keys}
-    return found
-
-
-class _Shares(dict[str, tuple[float, float, float]]):
-    def __missing__(self, key: str) -> tuple[float, float, float]:
-        return math.nan, math.nan, math.nan
-
-
-def _ratio(gains: tuple[Floats, Floats]) -> float:
-    return float(gains[1].mean() / gains[0].mean())
+def _kept(pair: _Pair, means: Mapping[str, Floats], level: float) -> tuple[float, float, float]:
+    """The control's mean gain over the arm's, which is above 0, and its interval."""
+    ratio = float(pair.own_table.mean() / pair.kd_table.mean())
+    if pair.own not in means:
+        return ratio, *fieller(pair.own_table.mean(axis=1), pair.kd_table.mean(axis=1), level)
+    kd, own = means[pair.kd], means[pair.own]
+    low, high = np.quantile(own[kd > 0] / kd[kd > 0], [level / 2, 1 - level / 2])
+    return ratio, float(low), float(high)
 
 
 def fieller(numerators: Floats, denominators: Floats, level: float) -> tuple[float, float]:

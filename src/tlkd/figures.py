@@ -1,4 +1,4 @@
-"""The figures of a study: TL is blue, TL+KD orange or red throughout; the same bytes each time."""
+"""The figures of a study: TL is blue, TL+KD orange or red, controls green or violet; the same bytes each time."""
 
 import io
 import re
@@ -22,6 +22,7 @@ from tlkd.findings import Findings
 
 BLUE = "#0072B2"
 WARM = ("#D55E00", "#E69F00", "#CC79A7", "#882255", "#AA4499", "#999933")
+COOL = ("#009E73", "#6B8E23", "#5D4A8C")
 GREY = "#5f6b76"
 NUMBERED = 15  # a confusion of more classes than this has no numbers in its cells
 FEWEST = 10  # a bin of fewer predictions says little of accuracy, and is left out
@@ -52,9 +53,9 @@ class Drawing:
 
 
 def draw(found: Findings) -> list[Drawing]:
-    """All figures for which the study has results."""
+    """All figures of the base conditions for which the study has results."""
     makers: list[Maker] = []
-    for condition in [each.name for each in found.study.conditions]:
+    for condition in found.base:
         groups = [group for group in found.groups if group.condition == condition]
         if groups:
             makers.append((f"convergence_{condition}", "Accuracy after each epoch for each arm, mean and sd over seeds",
@@ -76,8 +77,12 @@ def draw(found: Findings) -> list[Drawing]:
 
 
 def colour(found: Findings, arm: str) -> str:
-    """An arm's colour: the `tl` arm's is blue, the others' warm, in the study's order."""
-    others = [each.name for each in found.study.arms if found.tl is None or each.name != found.tl.name]
+    """An arm's colour: the `tl` arm's is blue, the controls' are cool, the others' warm, in the study's order."""
+    controls = [each.name for each in found.study.arms if each.control]
+    if arm in controls:
+        return COOL[controls.index(arm) % len(COOL)]
+    others = [each.name for each in found.study.arms
+              if not each.control and (found.tl is None or each.name != found.tl.name)]
     return WARM[others.index(arm) % len(WARM)] if arm in others else BLUE
 
 
@@ -315,5 +320,6 @@ def calibration(found: Findings, groups: Sequence[Group]) -> Figure:
 def _calibrated(found: Findings, groups: Sequence[Group]) -> Iterator[tuple[str, str, str, Any]]:
     for group in groups:
         yield group.label, colour(found, group.arm.name), "-", group.reliability
-    for number, each in enumerate(found.teachers):
+    there = [each for each in found.teachers if each.condition in ("", groups[0].condition)]
+    for number, each in enumerate(there):
         yield f"teacher {each.name}", GREY, ("--", ":", "-.")[number % 3], each.reliability

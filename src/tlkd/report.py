@@ -8,12 +8,26 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from tlkd import figures, pictures, sections, shares, store, tables, wording
+from tlkd import (
+    difficulty_figures,
+    difficulty_sections,
+    difficulty_tables,
+    figures,
+    pictures,
+    sections,
+    series,
+    shares,
+    specimens,
+    store,
+    tables,
+    wording,
+)
 from tlkd.album import AGAIN, albums
 from tlkd.contrasts import Group, arm_label
 from tlkd.figures import Drawing
 from tlkd.findings import Findings, find
 from tlkd.folder import StudyFolder
+from tlkd.specs import Study
 from tlkd.summary import Statement, Summary, summarise
 
 
@@ -25,8 +39,9 @@ def write(folder: Path) -> Path:
     study = StudyFolder(folder)
     found = find(study)
     shown = list(albums(study, found.tl.name if found.tl is not None else ""))
-    drawings = [*figures.draw(found), *shares.draw(found, shown), *pictures.draw(found, shown)]
-    for name, table in tables.draw(found).items():
+    drawings = [*figures.draw(found), *difficulty_figures.draw(found), *specimens.draw(study, found),
+                *shares.draw(found, shown), *pictures.draw(found, shown)]
+    for name, table in {**tables.draw(found), **difficulty_tables.draw(found)}.items():
         store.replace_text(folder / "tables" / f"{name}.csv", table.to_csv(index=False))
     for drawing in drawings:
         store.replace_text(folder / "figures" / f"{drawing.name}.svg", drawing.svg)
@@ -45,7 +60,7 @@ def plain(summary: Summary) -> str:
 def _verdict(one: Statement) -> str:
     if len(one.evidence) == 1:
         return f"{one.evidence[0].word}. {one.evidence[0].sentence}"
-    return ", ".join(f"{each.label} {each.word}" for each in one.evidence) or one.word
+    return "; ".join(f"{each.label}: {each.word}" for each in one.evidence) or one.word
 
 
 def page(found: Findings, drawings: Sequence[Drawing]) -> str:
@@ -56,6 +71,7 @@ def page(found: Findings, drawings: Sequence[Drawing]) -> str:
     environment.filters["text"] = _code
     return environment.get_template("report.html").render(
         style=Markup(style), found=found, study=found.study, summary=summarise(found), sections=sections,
+        hard=difficulty_sections,
         wording=wording, label_of=arm_label, numbered=figures.NUMBERED, facts=_facts(found), blocks=_blocks(found),
         again=AGAIN, classes_shown=pictures.CLASSES, columns_shown=pictures.COLUMNS,
         scale_end=wording.number(100 * pictures.QUANTILE, 0),
@@ -71,9 +87,10 @@ def _facts(found: Findings) -> list[tuple[str, str]]:
     teachers = [f"{name}: {teacher.model}, {teacher.input_size} px" for name, teacher in study.used_teachers.items()]
     arms = []
     for arm in study.arms:
-        how = "" if arm.teacher is None else f" (from {arm.teacher}, soft weight {arm.soft_weight:g}, " \
-                                             f"temperature {arm.temperature:g})"
-        arms.append(arm_label(study, arm) + how)
+        how = [] if arm.teacher is None else [f"from {arm.teacher}"]
+        how += [] if arm.soft_weight is None else [f"soft weight {arm.soft_weight:g}"]
+        how += [] if arm.temperature is None else [f"temperature {arm.temperature:g}"]
+        arms.append(arm_label(study, arm) + (f" ({', '.join(how)})" if how else ""))
     counts = found.card.get("counts", {})
     images = ", ".join(f"{wording.number(sum(each.values()), 0)} {split}" for split, each in counts.items() if each
                        and sum(each.values()))
@@ -81,15 +98,21 @@ def _facts(found: Findings) -> list[tuple[str, str]]:
             ("Student", f"{study.student.model}, {study.student.input_size} px, {part}"),
             ("Teachers" if len(teachers) > 1 else "Teacher", "; ".join(teachers) or "none"),
             ("Arms", "; ".join(arms)),
+            *([("Conditions", series.summarised(study.conditions))] if found.hard or len(study.conditions) > 1 else []),
             ("Runs", f"{found.planned - len(found.failures) - len(found.unfinished)} of {found.planned} finished: "
-                     f"{wording.count(len(study.seeds), 'seed')} an arm, "
+                     f"{_seeds(study)} an arm{' and condition' if len(study.conditions) > 1 else ''}, "
                      f"{wording.count(study.training.epochs, 'epoch')} at most")]
 
 
+def _seeds(study: Study) -> str:
+    """How many seeds an arm has, under each condition."""
+    numbers = {len(study.seeds_of(each)) for each in study.conditions}
+    return wording.count(max(numbers), "seed") if len(numbers) == 1 else f"{min(numbers)} to {max(numbers)} seeds"
+
+
 def _blocks(found: Findings) -> list[tuple[str, list[Group]]]:
-    """The finished runs of each condition, those that have any."""
-    blocks = [(each.name, [group for group in found.groups if group.condition == each.name])
-              for each in found.study.conditions]
+    """The finished runs of each base condition, those that have any."""
+    blocks = [(name, [group for group in found.groups if group.condition == name]) for name in found.base]
     return [(name, groups) for name, groups in blocks if groups]
 
 

@@ -3,18 +3,19 @@
 Fractions lie in [0, 1]; a gain is an arm minus TL, paired by seed.
 """
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from tlkd import statistics, store
 from tlkd.contrasts import Floats, tl_arm
 from tlkd.distortions import describe
 from tlkd.folder import Run, StudyFolder, reading
 
-COLUMNS = ("kind", "degree", "distortion", "accuracy", "f1")
+Rows = Mapping[str, tuple[float, float, float]]  # distortion in words -> degree, accuracy, F1
+
 ALL = "all"
 
 
@@ -67,44 +68,39 @@ class Robustness:
 
 def find(folder: StudyFolder, finished: Sequence[Run]) -> Robustness | None:
     """Read what is there; None where the study asks for none, or nothing is. Raises `BadInput` for a damaged file."""
-    planned = [describe(each) for one in folder.study.robustness for each in one.distortions]
-    frames = [frame.assign(arm=run.arm.name, condition=run.condition.name, seed=run.seed)
-              for run in finished for frame in [_read(folder, run, planned)] if frame is not None]
-    if not frames:
-        return None
-    table = pd.concat(frames, ignore_index=True)
-    curves = [_curve(part, planned) for condition in folder.study.conditions for arm in folder.study.arms
-              for kind in dict.fromkeys(each.kind for each in folder.study.robustness)
-              for part in [table[(table["condition"] == condition.name) & (table["arm"] == arm.name)
-                                 & (table["kind"] == kind)]] if len(part)]
+    planned = {describe(each): each.kind for one in folder.study.robustness for each in one.distortions}
+    rows: dict[tuple[str, str], dict[int, Rows]] = {}
+    for run in finished:
+        table = _read(folder, run) if planned else {}
+        if any(words in table for words in planned):
+            rows.setdefault((run.condition.name, run.arm.name), {})[run.seed] = table
+    curves = [_curve(arm.name, condition.name, kind, [words for words in planned if planned[words] == kind], by_seed)
+              for condition in folder.study.conditions for arm in folder.study.arms
+              for by_seed in [rows.get((condition.name, arm.name), {})] if by_seed
+              for kind in dict.fromkeys(planned.values())]
+    curves = [curve for curve in curves if curve.seeds]
     baseline = tl_arm(folder.study)
     return Robustness(tuple(curves), _levels(curves, baseline.name if baseline is not None else "",
-                                             folder.study.verdict.level))
+                                             folder.study.verdict.level)) if curves else None
 
 
-def _read(folder: StudyFolder, run: Run, planned: Sequence[str]) -> pd.DataFrame | None:
-    """What a run's student says, of the distortions that the study asks for now."""
+def _read(folder: StudyFolder, run: Run) -> Rows:
+    """What a run's student says of each distortion: degree, accuracy and F1; nothing where it was not asked."""
     path = folder.robustness_path(run)
-    if not planned or not (path / store.MANIFEST).is_file():
-        return None
-    with reading(path / "robustness.csv"):
-        table = pd.read_csv(path / "robustness.csv", dtype={"kind": str, "distortion": str})
-        missing = [name for name in COLUMNS if name not in table]
-        if missing:
-            raise ValueError(f"lacks the column {missing[0]}")
-        return table.loc[table["distortion"].isin(planned), list(COLUMNS)]
+    if not (path / store.MANIFEST).is_file():
+        return {}
+    with reading(path / "robustness.csv"), (path / "robustness.csv").open(newline="") as file:
+        return {row["distortion"]: (float(row["degree"] or "nan"), float(row["accuracy"]), float(row["f1"]))
+                for row in csv.DictReader(file)}
 
 
-def _curve(part: pd.DataFrame, planned: Sequence[str]) -> Curve:
+def _curve(arm: str, condition: str, kind: str, distortions: Sequence[str], by_seed: Mapping[int, Rows]) -> Curve:
     """The rows of one arm, condition and kind as arrays; a seed without some degree is left out."""
-    order = [each for each in dict.fromkeys(planned) if (part["distortion"] == each).any()]
-    wide = {name: part.pivot_table(index="seed", columns="distortion", values=name, sort=False)[order].dropna()
-            for name in ("accuracy", "f1")}
-    degrees = [float(part.loc[part["distortion"] == each, "degree"].iloc[0]) for each in order]
-    first = part.iloc[0]
-    return Curve(str(first["arm"]), str(first["condition"]), str(first["kind"]),
-                 tuple(int(seed) for seed in wide["accuracy"].index), tuple(degrees), tuple(order),
-                 wide["accuracy"].to_numpy(np.float64), wide["f1"].to_numpy(np.float64))
+    there = [words for words in distortions if any(words in rows for rows in by_seed.values())]
+    seeds = tuple(seed for seed, rows in by_seed.items() if there and all(words in rows for words in there))
+    table = np.array([[by_seed[seed][words] for words in there] for seed in seeds]).reshape(len(seeds), len(there), 3)
+    degrees = tuple(table[0, :, 0].tolist()) if seeds else ()
+    return Curve(arm, condition, kind, seeds, degrees, tuple(there), table[:, :, 1], table[:, :, 2])
 
 
 def _levels(curves: Sequence[Curve], baseline: str, level: float) -> tuple[Level, ...]:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,8 @@ from tlkd import regions, tables
 from tlkd.contrasts import SAME_AS_TL, Contrast, Group, arm_label
 from tlkd.findings import Findings
 from tlkd.foreground import Foreground, Share
-from tlkd.wording import MINUS, NONE, count, decimals, duration, ends, gain, number, p_cell, percent, size
+from tlkd.layout import LONGEST, SHOWN, Table, around, mean_sd, shortened
+from tlkd.wording import MINUS, NONE, count, decimals, duration, gain, number, p_cell, percent, size
 
 NAMES = {"accuracy": "accuracy (%)", "balanced_accuracy": "balanced accuracy (%)", "precision": "precision, macro (%)",
          "recall": "recall, macro (%)", "f1": "F1, macro (%)", "log_loss": "log loss (nats)",
@@ -21,24 +21,7 @@ SHARES = {"positive_share": "foreground share (%)", "absolute_share": "share of 
           "density": "foreground share / area", "pointing": "pointing game (%)", "rank_accuracy": "rank accuracy (%)"}
 EXPLAINERS = {"deep_shap": "Deep SHAP, tlkd's own", "deep_lift": "DeepLIFT", "grad_cam": "Grad-CAM",
               "integrated_gradients": "integrated gradients", "gradient_shap": "GradientSHAP"}
-LONGEST = 30  # classes; of more the tables show the first and the last ten
-SHOWN = 10
 NEAR = 0.0251  # of the primary threshold: two whole percents either way
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table on the page: `heads` and `rows` of ready words; the first `words` columns are text, the rest numbers."""
-
-    caption: str
-    heads: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    file: str  # the CSV that holds its numbers
-    words: int = 1
-    totals: int = 0  # how many of the last rows are sums or means of those above
-    note: str = ""
-    groups: tuple[tuple[str, int], ...] = ()  # a row above the heads: a word, and how many columns it stands over
-    dense: bool = False  # many columns: set smaller
 
 
 def metrics(found: Findings, groups: Sequence[Group]) -> Table:
@@ -49,7 +32,7 @@ def metrics(found: Findings, groups: Sequence[Group]) -> Table:
     rows = []
     for name, shown in NAMES.items():
         nats = name == "log_loss"
-        cells = [_mean_sd(group.metrics[name], nats) for group in groups]
+        cells = [mean_sd(group.metrics[name], nats) for group in groups]
         cells += [number(each.improvements[name], 3, sign=True) if nats else gain(each.improvements[name])
                   for each in contrasts]
         rows.append((shown, *cells))
@@ -64,12 +47,6 @@ def metrics(found: Findings, groups: Sequence[Group]) -> Table:
                  note=note)
 
 
-def _mean_sd(values: Any, nats: bool) -> str:
-    mean, sd = float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else math.nan
-    texts = (number(mean, 3), number(sd, 3)) if nats else (percent(mean), percent(sd))
-    return f"{texts[0]} \N{PLUS-MINUS SIGN} {texts[1]}" if math.isfinite(sd) else texts[0]
-
-
 def verdicts(found: Findings) -> Table:
     """Each contrast on the primary endpoint."""
     several = len(found.tested) > 1
@@ -78,12 +55,11 @@ def verdicts(found: Findings) -> Table:
     rows = []
     for each in found.contrasts:
         one = each.verdict
-        shown = ends(one.interval.low, one.interval.high) if math.isfinite(one.interval.low) else NONE
         if each.same_as_tl:
             rows.append((found.label(each), SAME_AS_TL, gain(one.gain), *[NONE] * (len(heads) - 5),
                          number(one.n_seeds, 0), number(one.n_images, 0)))
             continue
-        rows.append((found.label(each), one.word, gain(one.gain), shown, p_cell(one.p_seed),
+        rows.append((found.label(each), one.word, gain(one.gain), around(one.interval), p_cell(one.p_seed),
                      p_cell(one.p_image),
                      *((p_cell(one.p_seed_adjusted), p_cell(one.p_image_adjusted)) if several else ()),
                      number(one.effect), number(one.n_seeds, 0), number(one.n_images, 0)))
@@ -126,12 +102,13 @@ def classes(found: Findings, each: Contrast) -> Table:
     note = (f"Counts are means over {count(len(each.seeds), 'seed')} (the thesis took one run); sorted by recall of "
             f"{each.label}. Error decrement: the share of {each.tl_label}'s errors that {each.label} puts right; "
             "negative where it errs more.")
-    return _short("True positives and error decrement of each class (the thesis's table 6.2)", heads, rows,
+    return shortened("True positives and error decrement of each class (the thesis's table 6.2)", heads, rows,
                   file="classes.csv", totals=2, note=note)
 
 
 def per_class(found: Findings, groups: Sequence[Group]) -> Table:
-    """Precision, recall and F1 of each class for each arm, in the order of figure 6.1."""
+    """Precision, recall and F1 of each class for each arm but the controls, in the order of figure 6.1."""
+    groups = [group for group in groups if not group.arm.control] or groups
     contrast = next((each for each in found.contrasts if each.condition == groups[0].condition), None)
     last = groups[-1]
     order = contrast.confusions.order if contrast is not None else [
@@ -142,20 +119,8 @@ def per_class(found: Findings, groups: Sequence[Group]) -> Table:
     heads = ("class", *(f"{group.label}, {name}" for group in groups for name in ("precision", "recall", "F1")))
     by = contrast.label if contrast is not None else last.label
     note = f"In percent, means over seeds; sorted by recall of {by}. 0 where one is undefined."
-    return _short("Precision, recall and F1 of each class", heads, rows, file="per_class.csv", totals=0, note=note,
+    return shortened("Precision, recall and F1 of each class", heads, rows, file="per_class.csv", totals=0, note=note,
                   longest=2 * SHOWN)
-
-
-def _short(caption: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, file: str, totals: int,
-           note: str, longest: int = LONGEST, groups: tuple[tuple[str, int], ...] = ()) -> Table:
-    """A table whose middle is left out where it has too many classes."""
-    body, last = list(rows[:len(rows) - totals]), rows[len(rows) - totals:]
-    if len(body) > longest:
-        left_out = len(body) - 2 * SHOWN
-        gap = (f"\N{HORIZONTAL ELLIPSIS} {left_out} more in {file}", *[""] * (len(heads) - 1))
-        body = [*body[:SHOWN], gap, *body[-SHOWN:]]
-    return Table(caption, heads, (*body, *last), file, totals=totals, note=note, groups=groups,
-                 dense=bool(groups))
 
 
 def thresholds(found: Findings, each: Contrast) -> Table:
@@ -190,11 +155,12 @@ def _restricted(mean: float, reached: int, runs: int) -> str:
 
 def teachers(found: Findings, groups: Sequence[Group]) -> Table:
     """The teachers on the test split beside the arms' students."""
+    shown = [each for each in found.teachers if each.condition in ("", groups[0].condition)]
     rows = [(f"teacher {each.name}", each.spec.model, number(each.parameters, 0) if each.parameters else NONE,
-             *(_mean_sd(each.metrics[name], name == "log_loss") for name in BESIDE))
-            for each in found.teachers]
+             *(mean_sd(each.metrics[name], name == "log_loss") for name in BESIDE))
+            for each in shown]
     rows += [(f"student, {group.label}", found.study.student.model, NONE,
-              *(_mean_sd(group.metrics[name], name == "log_loss") for name in BESIDE)) for group in groups]
+              *(mean_sd(group.metrics[name], name == "log_loss") for name in BESIDE)) for group in groups]
     if all(row[2] == NONE for row in rows):
         rows = [(*row[:2], *row[3:]) for row in rows]
         counted: tuple[str, ...] = ()
@@ -205,10 +171,11 @@ def teachers(found: Findings, groups: Sequence[Group]) -> Table:
 
 
 def agreement(found: Findings) -> Table:
-    """How close each arm's students are to each teacher."""
+    """How close each arm's students are to each teacher, under the base conditions."""
     frame = tables.agreement(found)
+    frame = frame[frame["condition"].isin(found.base)]
     labels = {(each.arm, each.condition): each.label for each in found.agreements}
-    several = len(found.study.conditions) > 1
+    several = len(found.base) > 1
     rows = tuple((labels[row["arm"], row["condition"]] + (f", {row['condition']}" if several else ""), row["teacher"],
                   percent(row["top1_mean"]), percent(row["top1_sd"]), number(row["kl_mean"], 4),
                   number(row["kl_sd"], 4)) for row in frame.to_dict("records"))
@@ -224,7 +191,7 @@ def data(found: Findings) -> Table:
     splits = [split for split in ("train", "dev", "test") if frame[split].sum() > 0]
     rows = [(row["class"], *(number(row[split], 0) for split in splits)) for row in frame.to_dict("records")]
     rows.append(("all", *(number(float(frame[split].sum()), 0) for split in splits)))
-    return _short("Images of each class", ("class", *splits), rows, file="data.csv", totals=1, note="")
+    return shortened("Images of each class", ("class", *splits), rows, file="data.csv", totals=1, note="")
 
 
 def data_facts(card: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -261,14 +228,23 @@ def settings(found: Findings) -> Table:
 
 
 def cost(found: Findings) -> Table:
-    """What each stage and each arm's runs cost."""
-    rows = []
-    for row in tables.cost(found).to_dict("records"):
-        if isinstance(row["runs"], float) and math.isnan(row["runs"]):
-            whence = "from the cache" if row["from_cache"] else "made here"
-            rows.append((row["stage"], whence, duration(row["seconds"]), size(row["bytes"])))
-        else:
-            rows.append((row["stage"], f"{row['runs']:.0f} trained", duration(row["seconds"]), NONE))
+    """What each stage and each arm's runs cost; of many stages those that cost most."""
+    frame = tables.cost(found)
+    stages = frame[frame["runs"].isna()].sort_values("seconds", ascending=False, kind="stable")
+    shown = stages if len(stages) <= LONGEST else stages.head(SHOWN)
+    rows = [(row["stage"], "from the cache" if row["from_cache"] else "made here", duration(row["seconds"]),
+             size(row["bytes"])) for row in (frame.loc[sorted(shown.index)].to_dict("records"))]
+    if len(shown) < len(stages):
+        rest = stages.iloc[len(shown):]
+        rows.append((f"{len(rest)} other stages, in cost.csv", "", duration(rest["seconds"].sum()),
+                     size(rest["bytes"].sum())))
+    for arm in found.study.arms:
+        own = [group for group in found.groups if group.arm.name == arm.name]
+        if own:
+            runs = count(sum(len(group.seeds) for group in own), "run")
+            under = f" under {count(len(own), 'condition')}" if len(found.study.conditions) > 1 else ""
+            rows.append((f"{arm_label(found.study, arm)}, {runs}{under}", "trained",
+                         duration(sum(sum(group.seconds) for group in own)), NONE))
     return Table("Cost", ("stage", "", "time", "size"), tuple(rows), "cost.csv", 2,
                  note="A teacher's time includes its features where they were made for it.")
 
@@ -323,11 +299,11 @@ def foreground(found: Findings, each: Foreground) -> Table:
     for one in (each.everything, each.certain):
         if one is None:
             continue
-        verdict, around = one.verdict, one.verdict.interval
+        verdict = one.verdict
         rows.append((one.images.replace("the masks marked uncertain", "uncertain masks"),
                      SAME_AS_TL if each.same_as_tl else verdict.word, percent(one.tl.mean, 1),
                      percent(one.arm.mean, 1), gain(verdict.gain),
-                     ends(around.low, around.high) if math.isfinite(around.low) else NONE,
+                     around(verdict.interval),
                      p_cell(verdict.p_seed_adjusted), p_cell(verdict.p_image_adjusted),
                      f"{one.by_image.rises} of {one.n_images}", number(verdict.effect), number(one.effect_images),
                      number(verdict.n_seeds, 0)))
@@ -430,7 +406,7 @@ def contributions(found: Findings, each: Foreground, place: int) -> Table | None
              f"{count(len(frame), 'class')}, in the data's order")[place]
     caption = ("Contributions of one image a class (the thesis's table 6.3)",
                "Contributions of further images (the thesis's table 6.4)")[place]
-    return _short(caption, heads, rows, file=("contributions.csv", "contributions_again.csv")[place], totals=0,
+    return shortened(caption, heads, rows, file=("contributions.csv", "contributions_again.csv")[place], totals=0,
                   groups=groups, note=(
                       f"{which}, with the networks of seed {seed}. Sums of values above and below 0; diff = pos + neg. "
                       f"A/B < 1 where {arm}'s foreground diff is the larger, both being positive. Classified wrong by "

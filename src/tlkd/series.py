@@ -6,7 +6,7 @@ from typing import Any
 
 from tlkd.distortions import describe
 from tlkd.specs import Condition, Distortion, Study, canonical
-from tlkd.wording import listed
+from tlkd.wording import SPACE, listed
 
 TRAIN_FRACTION, LABEL_NOISE, CORRUPTION, LONE = "train_fraction", "label_noise", "corruption", "lone"
 QUANTITIES = (TRAIN_FRACTION, LABEL_NOISE, CORRUPTION)
@@ -179,20 +179,18 @@ def under(series: Series) -> str:
 
 def at(series: Series, place: Place) -> str:
     """A place of a series in short words: `5 %`, or `clean` at the easy end."""
-    return f"{place.name} ({share(place.number)})" if place.easy else share(place.number)
+    number = share(place.number).replace(" ", SPACE)
+    return f"{place.name} ({number})" if place.easy else number
 
 
 def summarised(conditions: Sequence[Condition]) -> str:
-    """All conditions of a study in a few words: `25 conditions: clean, 6 train fractions (1 to 50 %), ...`."""
+    """All conditions of a study in a few words: `25 conditions: clean; train fraction: 1 to 50 % (6); ...`."""
     every = series_of(conditions)
     parts = [each.name for each in conditions if each.plain]
     for each in every:
-        if each.lone:
-            continue
-        numbers = sorted(place.number for place in each.hard)
-        span = _span(numbers, "to")
-        many = f"{len(numbers)} of {each.label}" if len(numbers) > 1 else each.label
-        parts.append(f"{many} ({span})")
+        if not each.lone:
+            numbers = sorted(place.number for place in each.hard)
+            parts.append(f"{each.label}: {_span(numbers, 'to')}" + (f" ({len(numbers)})" if len(numbers) > 1 else ""))
     alone = [f"{each.places[0].name} ({in_words(each.places[0].condition)})" for each in every if each.lone]
     parts += alone if len(alone) <= 3 else [f"{len(alone)} combined"]
     return f"{len(conditions)} conditions: {'; '.join(parts)}" if len(conditions) > 1 else "".join(parts)

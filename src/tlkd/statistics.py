@@ -175,32 +175,37 @@ def interval(differences: ArrayLike, level: float, given: str = "") -> Interval:
     return intervals({"": differences}, level, {"": given})[""]
 
 
-def intervals(contrasts: Mapping[str, ArrayLike], level: float, given: Mapping[str, str]) -> dict[str, Interval]:
-    """The interval of each contrast (name -> differences `[seed, image]`), as `interval` gives it one by one."""
+def intervals(contrasts: Mapping[str, ArrayLike], level: float, given: Mapping[str, str],
+              means: Mapping[str, Floats] | None = None) -> dict[str, Interval]:
+    """The interval of each contrast (name -> differences `[seed, image]`), as `interval` gives it one by one.
+
+    `means`: what `resampled_by_name` has given for these contrasts, where it is known already.
+    """
     tables = {name: _table(differences) for name, differences in contrasts.items()}
+    means = resampled_by_name(tables) if means is None else means
+    return {name: _interval(table, means.get(name), level, given.get(name, "")) for name, table in tables.items()}
+
+
+def resampled_by_name(tables: Mapping[str, Floats]) -> dict[str, Floats]:
+    """Means `[resample]` of the tables (name -> `[seed, image]`) that have seeds and images enough for a bootstrap."""
     shapes: dict[tuple[int, ...], list[str]] = {}
     for name, table in tables.items():
-        if can_resample(table):
+        if min(table.shape) >= BOOTSTRAP_SEEDS:
             shapes.setdefault(table.shape, []).append(name)
-    ends = {name: np.quantile(means, [level / 2, 1 - level / 2]) for names in shapes.values()
+    return {name: means for names in shapes.values()
             for name, means in zip(names, resampled([tables[name] for name in names]), strict=True)}
-    return {name: _interval(table, ends.get(name), level, given.get(name, "")) for name, table in tables.items()}
 
 
-def _interval(table: Floats, ends: Floats | None, level: float, given: str) -> Interval:
+def _interval(table: Floats, means: Floats | None, level: float, given: str) -> Interval:
     condition = f", given {given}" if given else ""
-    if ends is not None:
-        return Interval(float(ends[0]), float(ends[1]), "seeds and test images" + condition,
+    if means is not None:
+        low, high = (float(end) for end in np.quantile(means, [level / 2, 1 - level / 2]))
+        return Interval(low, high, "seeds and test images" + condition,
                         f"percentile bootstrap over seeds and images, {RESAMPLES} resamples")
     if len(table) == 1:
         return Interval(math.nan, math.nan, "nothing", "one seed: no interval")
     low, high = t_interval(table.mean(axis=1), level)
     return Interval(low, high, "seeds, on this one test set" + condition, f"Student's t over {len(table)} seeds")
-
-
-def can_resample(table: Floats) -> bool:
-    """Whether a table `[seed, image]` has enough of both for a bootstrap."""
-    return bool(min(table.shape) >= BOOTSTRAP_SEEDS)
 
 
 def resampled(tables: ArrayLike) -> Floats:

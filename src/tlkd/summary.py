@@ -1,13 +1,17 @@
 """What a study found in plain words: a headline, one statement a hypothesis with its verdict, and what to beware of."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tlkd.contrasts import NOT_EXAMINED, Contrast, arm_label
-from tlkd.evidence import ENDPOINTS, Evidence, attends, better, hurts, sooner, why_not_explained
+from tlkd.difficulty_evidence import keeps
+from tlkd.evidence import attends, better, hurts, sooner, why_not_explained
 from tlkd.findings import Findings
+from tlkd.folder import plan
+from tlkd.layout import ENDPOINTS, Evidence
 from tlkd.results import TeacherResult
+from tlkd.specs import Arm
 from tlkd.wording import count, digits_for, gain, listed, number, percent
 
 CLAIMS = {
@@ -17,6 +21,7 @@ CLAIMS = {
     4: "TL+KD keeps its gain under difficulties",
 }
 NO_VERDICT = "no verdict"
+MANY = 4  # pieces of evidence; of more each is told in fewer words
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,18 @@ def summarise(found: Findings) -> Summary:
         Statement(2, CLAIMS[2], foreground, NOT_EXAMINED if unseen else NO_VERDICT,
                   f"{absent} ({unseen})." if unseen else why),
         Statement(3, CLAIMS[3], tuple(sooner(found, each) for each in found.contrasts), NO_VERDICT, why),
-        Statement(4, CLAIMS[4], (), NOT_EXAMINED, f"{absent}. It asks for conditions other than clean."),
+        _fourth(found, why),
     ), tuple(cautions(found)))
+
+
+def _fourth(found: Findings, why: str) -> Statement:
+    """Hypothesis 4: on each arm and series of conditions."""
+    if not found.hard:
+        return Statement(4, CLAIMS[4], (), NOT_EXAMINED,
+                         "Not examined in this study. It asks for conditions other than clean.")
+    courses = found.difficulties.courses if found.difficulties is not None else ()
+    return Statement(4, CLAIMS[4], tuple(keeps(found, each, len(courses) > MANY) for each in courses), NO_VERDICT,
+                     "" if courses else why or "No verdict: no arm of kind tl_kd is run under difficulties.")
 
 
 def headline(found: Findings) -> str:
@@ -90,9 +105,16 @@ def headline(found: Findings) -> str:
 
 
 def _beside(found: Findings) -> Iterator[str]:
+    if found.hard and len(found.hard) == len(found.study.conditions):
+        yield (f"The study has no condition without a difficulty: this is about {listed(_few(list(found.base)))}.")
     for each in found.teachers:
-        if each.no_better:
+        if each.no_better and each.condition in ("", *found.base):
             yield f"{_weak(found, each)[0]}: {_weak(found, each)[1]}"
+
+
+def _few(names: Sequence[str], most: int = 4) -> list[str]:
+    """The first of many names, and how many more there are."""
+    return list(names) if len(names) <= most + 1 else [*names[:most], f"{len(names) - most} more"]
 
 
 def _weak(found: Findings, each: TeacherResult) -> tuple[str, str]:
@@ -164,6 +186,11 @@ def cautions(found: Findings) -> Iterator[Caution]:
         over = " Arms are compared over the seeds that both finished." if found.contrasts else ""
         verb = "is" if len(bad) == 1 else "are"
         yield Caution(True, f"{len(bad)} of {found.planned} runs {verb} missing", f"{'; '.join(shown)}.{over}")
+    if found.robustness_failures:
+        bad = [f"{name} ({why})" for name, why in found.robustness_failures.items()]
+        yield Caution(True, "Robustness is missing", f"{'; '.join(_few(bad, 3))}.")
+    yield from _training_cautions(found)
+    yield from _knowledge_cautions(found)
     yield from _teacher_cautions(found)
     yield from _chance_cautions(found)
     yield from _data_cautions(found)
@@ -175,19 +202,78 @@ def cautions(found: Findings) -> Iterator[Caution]:
         yield Caution(False, "Best epoch", "each run reports the epoch that was best on the dev split, not its last.")
 
 
+def _training_cautions(found: Findings) -> Iterator[Caution]:
+    """Trainings that are steered by clean images, or that differ between arms."""
+    study = found.study
+    looked = sorted({key for each in found.hard for arm in study.arms for training in [study.training_of(arm, each)]
+                     for key, holds in (("early_stopping", training.early_stopping is not None),
+                                        ("report_epoch: best", training.report_epoch == "best"),
+                                        ("schedule: plateau", training.schedule == "plateau")) if holds})
+    if study.selection == "test" and looked:
+        by = listed([f"`{key}`" for key in looked])
+        yield Caution(True, "Difficulties rescued by the test split", f"with {by} a run on few or wrong samples is "
+                      "steered by the whole, clean test split: differences between difficulties are smaller than they "
+                      "would be without.")
+    keys = {arm.name: _own_keys(found, arm) for arm in study.arms}
+    tuned = [f"{arm_label(study, arm)} ({', '.join(keys[arm.name])})" for arm in study.arms if keys[arm.name]]
+    if tuned:
+        yield Caution(False, "Arms differ in more than the loss", f"their training is set apart from "
+                      f"{'TL' if found.tl is None else arm_label(study, found.tl)}'s: {listed(tuned)}, as "
+                      "`tlkd tune` does it.")
+
+
+def _knowledge_cautions(found: Findings) -> Iterator[Caution]:
+    """Teachers that know more than the samples that their students learn from."""
+    for name, teacher in found.study.used_teachers.items():
+        taught = {run.condition.name for run in plan(found.study) if run.arm.teacher == name}
+        hard = [each for each in found.hard if each.name in taught]
+        blurred = [each.name for each in hard if each.distortion is not None]
+        if hard and teacher.trained_on == "clean" and teacher.fit:
+            yield Caution(False, f"The teacher {name} knows more than its students",
+                          "it was fitted on the whole clean training set (`trained_on: clean`), so under "
+                          f"{listed(_few([each.name for each in hard]))} it hands on knowledge that the student's own "
+                          "samples do not hold.")
+        if hard and not teacher.fit:
+            yield Caution(False, f"The teacher {name} was taken as it is", "what it was trained on is not known here: "
+                          f"under {listed(_few([each.name for each in hard]))} it may hand on knowledge of clean data.")
+        if blurred and teacher.labels == "clean_view":
+            yield Caution(False, f"The teacher {name} sees the clean images", "it labels the image as it is "
+                          f"(`labels: clean_view`), while under {listed(_few(blurred))} the student sees it corrupted.")
+
+
+def _own_keys(found: Findings, arm: Arm) -> list[str]:
+    """The keys of an arm's training that differ from TL's under some condition."""
+    study = found.study
+    if found.tl is None:
+        return sorted(arm.training or {})
+    pairs = [(study.training_of(arm, each).model_dump(), study.training_of(found.tl, each).model_dump())
+             for each in study.conditions]
+    return [key for key in pairs[0][0] if any(own[key] != tl[key] for own, tl in pairs)]
+
+
 def _teacher_cautions(found: Findings) -> Iterator[Caution]:
     for each in found.teachers:
-        if each.no_better:
+        if each.no_better and each.condition in ("", *found.base):
             yield Caution(False, *_weak(found, each))
+    weak: dict[str, list[str]] = {}
+    for each in found.teachers:
+        if each.no_better and each.condition not in ("", *found.base):
+            weak.setdefault(each.name, []).append(each.condition)
+    for name, where in weak.items():
+        yield Caution(False, f"The teacher {name} is no better than the student under difficulties",
+                      f"fitted under {listed(_few(where))}, it has no higher test accuracy than TL students there.")
     one = [name for name, teacher in found.study.used_teachers.items() if not teacher.per_seed]
     if one:
+        own = [name for name in one if found.hard and found.study.teachers[name].trained_on == "condition"
+               and found.study.teachers[name].fit]
+        apart = f" Under difficulties {listed(own)} is fitted for each seed." if own else ""
         yield Caution(False, "One teacher for all seeds", f"the spread over seeds does not hold the chance that lies "
-                      f"in fitting {listed(one)} itself (`per_seed: true` fits one a seed).")
+                      f"in fitting {listed(one)} itself (`per_seed: true` fits one a seed).{apart}")
 
 
 def mean_tl_accuracy(found: Findings) -> float:
     """The mean test accuracy of the TL students, nan where there are none."""
-    means = [group.metrics["accuracy"].mean() for group in found.groups
+    means = [group.metrics["accuracy"].mean() for group in found.base_groups
              if found.tl is not None and group.arm.name == found.tl.name]
     return float(max(means)) if means else float("nan")
 
@@ -236,7 +322,7 @@ def _explained_cautions(found: Findings) -> Iterator[Caution]:
                       f"images that have a mask, {number(explanations.n_images, 0)} of {number(tests, 0)}.")
         yield Caution(False, "Two scales", explanations.warning)
     labels = {arm.name: arm_label(found.study, arm) for arm in found.study.arms}
-    several = len(found.study.conditions) > 1
+    several = len({condition for _, condition in seen.seeds}) > 1
     names = {key: labels[key[0]] + (f", {key[1]}" if several else "") for key in seen.seeds}
     wrong = [f"{percent(share, 1)} % by {names[key]}" for key, share in seen.wrong.items() if share]
     if wrong:

@@ -13,10 +13,9 @@ from tlkd.contrasts import METRICS, NOT_EXAMINED, SAME_AS_TL, Contrast, arm_labe
 from tlkd.findings import Findings
 from tlkd.folder import Run
 from tlkd.foreground import Foreground
-from tlkd.specs import Arm, Study
-from tlkd.statistics import Verdict
-
-Row = dict[str, Any]
+from tlkd.frames import Row, finite, frame_of, judged, sd_of
+from tlkd.series import in_words
+from tlkd.specs import Arm, Condition, Study
 
 
 def draw(found: Findings) -> dict[str, pd.DataFrame]:
@@ -41,15 +40,15 @@ def _explained(found: Findings) -> dict[str, pd.DataFrame]:
 
 def metrics(found: Findings) -> pd.DataFrame:
     """Table 6.1: mean and sd (ddof = 1) of each metric over an arm's finished seeds."""
-    return _frame("condition arm metric seeds mean sd", (
+    return frame_of("condition arm metric seeds mean sd", (
         {"condition": group.condition, "arm": group.arm.name, "metric": name, "seeds": len(group.seeds),
-         "mean": float(group.metrics[name].mean()), "sd": _sd(group.metrics[name])}
+         "mean": float(group.metrics[name].mean()), "sd": sd_of(group.metrics[name])}
         for group in found.groups for name in METRICS))
 
 
 def improvements(found: Findings) -> pd.DataFrame:
     """Table 6.1's last column: the mean improvement of each metric over the seeds that both arms finished."""
-    return _frame("condition arm metric seeds improvement", (
+    return frame_of("condition arm metric seeds improvement", (
         {"condition": each.condition, "arm": each.arm.name, "metric": name, "seeds": len(each.seeds),
          "improvement": each.improvements[name]} for each in found.contrasts for name in METRICS))
 
@@ -59,33 +58,22 @@ def verdicts(found: Findings) -> pd.DataFrame:
     columns = ("condition arm endpoint word gain low high covers method p_seed p_image p_seed_adjusted "
                "p_image_adjusted seeds images effect contrasts smallest_gain level too_small harmful seeds_needed "
                "images_needed classes_gaining classes_losing confusion_agrees hypothesis_1 hypothesis_2 hypothesis_3")
-    return _frame(columns, (_verdict(found, each) for each in found.contrasts))
+    return frame_of(columns, (_verdict(found, each) for each in found.contrasts))
 
 
 def _verdict(found: Findings, each: Contrast) -> Row:
     attends = found.foreground(each)
-    return {**_judged(each.verdict), "word": SAME_AS_TL if each.same_as_tl else each.verdict.word,
+    return {**judged(each.verdict), "word": SAME_AS_TL if each.same_as_tl else each.verdict.word,
             "condition": each.condition, "arm": each.arm.name, "endpoint": found.study.verdict.metric,
             "classes_gaining": each.confusions.gaining, "classes_losing": each.confusions.losing,
             "confusion_agrees": each.confusions.agrees, "hypothesis_1": found.word(each),
             "hypothesis_2": NOT_EXAMINED if attends is None else attends.word, "hypothesis_3": each.speed.word}
 
 
-def _judged(verdict: Verdict) -> Row:
-    """All that stands behind a verdict, in the columns that every table of verdicts has."""
-    same = ("word", "gain", "p_seed", "p_image", "p_seed_adjusted", "p_image_adjusted", "effect", "contrasts",
-            "smallest_gain", "level", "too_small", "harmful")
-    return {**{name: getattr(verdict, name) for name in same},
-            **{name: getattr(verdict.interval, name) for name in ("low", "high", "covers", "method")},
-            "seeds": verdict.n_seeds, "images": verdict.n_images,
-            "seeds_needed": verdict.needed.seeds if verdict.needed else None,
-            "images_needed": verdict.needed.images if verdict.needed else None}
-
-
 def gains(found: Findings) -> pd.DataFrame:
     """The primary endpoint of both arms for each seed, their difference, and McNemar's p (descriptive)."""
     name = found.study.verdict.metric
-    return _frame("condition arm seed tl value gain mcnemar_p", (
+    return frame_of("condition arm seed tl value gain mcnemar_p", (
         {"condition": each.condition, "arm": each.arm.name, "seed": seed, "gain": float(gain), "mcnemar_p": p,
          "tl": tl.value(name, seed), "value": group.value(name, seed)}
         for each, tl, group in found.pairs()
@@ -108,32 +96,32 @@ def classes(found: Findings) -> pd.DataFrame:
                 yield {**who, "row": name, "error_decrement": share,
                        **{column: float(summed([row[column] for row in matrix.rows])) for column in counts}}
 
-    return _frame("condition arm row class support tl_true_positives tl_kd_true_positives difference "
+    return frame_of("condition arm row class support tl_true_positives tl_kd_true_positives difference "
                   "error_decrement", rows())
 
 
 def per_class(found: Findings) -> pd.DataFrame:
     """Precision, recall and F1 of each class, means over an arm's finished seeds; 0 where one is undefined."""
-    return _frame("condition arm class precision recall f1", (
+    return frame_of("condition arm class precision recall f1", (
         {"condition": group.condition, "arm": group.arm.name, "class": name,
          **{metric: float(values[:, number].mean()) for metric, values in group.per_class.items()}}
         for group in found.groups for number, name in enumerate(found.classes)))
 
 
 def confusion(found: Findings) -> pd.DataFrame:
-    """Mean counts over an arm's finished seeds, a row for each pair of true and predicted class."""
-    return _frame("condition arm true predicted mean_count", (
+    """Mean counts over an arm's finished seeds under a base condition, a row a pair of true and predicted class."""
+    return frame_of("condition arm true predicted mean_count", (
         {"condition": group.condition, "arm": group.arm.name, "true": true, "predicted": predicted,
          "mean_count": float(counts[row, column])}
-        for group in found.groups for counts in [group.confusions.mean(axis=0)]
+        for group in found.base_groups for counts in [group.confusions.mean(axis=0)]
         for row, true in enumerate(found.classes) for column, predicted in enumerate(found.classes)))
 
 
 def curves(found: Findings) -> pd.DataFrame:
     """Figure 6.9: mean and sd (ddof = 1) over seeds of the accuracy after each epoch, over the epochs all runs have."""
-    return _frame("condition arm split epoch seeds mean sd", (
+    return frame_of("condition arm split epoch seeds mean sd", (
         {"condition": group.condition, "arm": group.arm.name, "split": found.study.selection, "epoch": epoch + 1,
-         "seeds": len(group.seeds), "mean": float(values.mean()), "sd": _sd(values)}
+         "seeds": len(group.seeds), "mean": float(values.mean()), "sd": sd_of(values)}
         for group in found.groups for epoch, values in enumerate(group.common_curves.T)))
 
 
@@ -141,42 +129,42 @@ def thresholds(found: Findings) -> pd.DataFrame:
     """How early each threshold is reached: medians by Kaplan-Meier, means within the `horizon` all runs trained."""
     same = ("threshold horizon tl_reached tl_kd_reached tl_median tl_kd_median tl_mean tl_kd_mean gain low high p_seed "
             "tl_kd_first tl_first ties p_first")
-    return _frame(f"condition arm primary seeds {same}", (
+    return frame_of(f"condition arm primary seeds {same}", (
         {"condition": each.condition, "arm": each.arm.name, "primary": one is each.speed.primary, "seeds": one.n_seeds,
-         **{name: _finite(getattr(one, name)) for name in same.split()}}
+         **{name: finite(getattr(one, name)) for name in same.split()}}
         for each in found.contrasts for one in each.speed.thresholds))
 
 
 def epochs_to_threshold(found: Findings) -> pd.DataFrame:
     """The first epoch at which each run reaches each threshold; empty where not within the epochs all trained."""
-    return _frame("condition arm seed threshold tl_epoch tl_kd_epoch", (
+    return frame_of("condition arm seed threshold tl_epoch tl_kd_epoch", (
         {"condition": each.condition, "arm": each.arm.name, "seed": seed, "threshold": one.threshold,
-         "tl_epoch": _finite(tl), "tl_kd_epoch": _finite(kd)}
+         "tl_epoch": finite(tl), "tl_kd_epoch": finite(kd)}
         for each in found.contrasts for one in each.speed.thresholds
         for seed, tl, kd in zip(each.seeds, one.tl_epochs, one.tl_kd_epochs, strict=True)))
 
 
 def teachers(found: Findings) -> pd.DataFrame:
-    """Each teacher's metrics on the test split, means where it is fitted per seed."""
-    return _frame(f"teacher model fits parameters {' '.join(METRICS)} no_better_than_tl", (
-        {"teacher": each.name, "model": each.spec.model, "fits": len(each.metrics["accuracy"]),
-         "parameters": each.parameters, "no_better_than_tl": each.no_better,
+    """Each teacher's metrics on the test split, means over its fits; `condition`: what it was fitted under."""
+    return frame_of(f"teacher condition model fits parameters {' '.join(METRICS)} no_better_than_tl", (
+        {"teacher": each.name, "condition": each.condition, "model": each.spec.model,
+         "fits": len(each.metrics["accuracy"]), "parameters": each.parameters, "no_better_than_tl": each.no_better,
          **{name: float(each.metrics[name].mean()) for name in METRICS}} for each in found.teachers))
 
 
 def agreement(found: Findings) -> pd.DataFrame:
     """How close each arm's students are to each teacher on the test split: top-1 agreement, and KL in nats."""
-    return _frame("condition arm teacher seeds top1_mean top1_sd kl_mean kl_sd", (
+    return frame_of("condition arm teacher seeds top1_mean top1_sd kl_mean kl_sd", (
         {"condition": each.condition, "arm": each.arm, "teacher": each.teacher, "seeds": len(each.top1),
-         "top1_mean": float(each.top1.mean()), "top1_sd": _sd(each.top1), "kl_mean": float(each.kl.mean()),
-         "kl_sd": _sd(each.kl)} for each in found.agreements))
+         "top1_mean": float(each.top1.mean()), "top1_sd": sd_of(each.top1), "kl_mean": float(each.kl.mean()),
+         "kl_sd": sd_of(each.kl)} for each in found.agreements))
 
 
 def calibration(found: Findings) -> pd.DataFrame:
     """Accuracy by confidence in 15 bins, all seeds' predictions together."""
     everyone = [(group.condition, group.arm.name, group.reliability) for group in found.groups]
-    everyone += [("", f"teacher {each.name}", each.reliability) for each in found.teachers]
-    return _frame("condition network bin_centre confidence accuracy count", (
+    everyone += [(each.condition, f"teacher {each.name}", each.reliability) for each in found.teachers]
+    return frame_of("condition network bin_centre confidence accuracy count", (
         {"condition": condition, "network": name, "bin_centre": float(one.centre[number]),
          "confidence": float(one.confidence[number]), "accuracy": float(one.accuracy[number]),
          "count": int(one.count[number])}
@@ -186,7 +174,7 @@ def calibration(found: Findings) -> pd.DataFrame:
 def data(found: Findings) -> pd.DataFrame:
     """Samples of each class in each split."""
     counts = found.card.get("counts", {})
-    return _frame("class train dev test", (
+    return frame_of("class train dev test", (
         {"class": name, **{split: counts.get(split, {}).get(name, 0) for split in ("train", "dev", "test")}}
         for name in found.classes))
 
@@ -196,8 +184,15 @@ def settings(study: Study) -> pd.DataFrame:
     dumped = study.model_dump(mode="json", exclude={"footnotes"})
     dumped["arms"] = {arm["name"]: {key: value for key, value in arm.items() if key != "name" and value is not None}
                       for arm in dumped["arms"]}
-    dumped["conditions"] = ", ".join(condition["name"] for condition in dumped["conditions"])
-    return _frame("key value", ({"key": key, "value": value} for key, value in _flat("", dumped)))
+    dumped["conditions"] = {each.name: _condition(study, each) for each in study.conditions}
+    return frame_of("key value", ({"key": key, "value": value} for key, value in _flat("", dumped)))
+
+
+def _condition(study: Study, condition: Condition) -> str:
+    """What a condition does, and which arms and seeds are run under it where that is not all of them."""
+    only = "; arms " + ", ".join(condition.arms) if condition.arms is not None else ""
+    seeds = study.seeds_of(condition)
+    return in_words(condition) + only + (f"; seeds {', '.join(map(str, seeds))}" if seeds != study.seeds else "")
 
 
 def cost(found: Findings) -> pd.DataFrame:
@@ -209,7 +204,7 @@ def cost(found: Findings) -> pd.DataFrame:
             yield {"stage": f"runs of {group.arm.name}, {group.condition}", "runs": len(group.seeds),
                    "seconds": sum(group.seconds)}
 
-    return _frame("stage from_cache runs seconds bytes", rows())
+    return frame_of("stage from_cache runs seconds bytes", rows())
 
 
 def failures(found: Findings) -> pd.DataFrame:
@@ -218,7 +213,8 @@ def failures(found: Findings) -> pd.DataFrame:
     rows += [{"run_id": name, "reason": why} for name, why in found.failures.items()]
     rows += [{"run_id": name, "reason": "not finished"} for name in found.unfinished]
     rows += [{"run_id": f"explanation of {name}", "reason": why} for name, why in found.explanation_failures.items()]
-    return _frame("run_id reason", rows)
+    rows += [{"run_id": name, "reason": why} for name, why in found.robustness_failures.items()]
+    return frame_of("run_id reason", rows)
 
 
 # --- explanations -----------------------------------------------------------------------------------------------------
@@ -233,14 +229,14 @@ def foreground(found: Findings) -> pd.DataFrame:
         for each in _foregrounds(found):
             for one in (each.everything, each.certain):
                 if one is not None:
-                    yield {**_judged(one.verdict), "condition": each.condition, "arm": each.arm.name,
+                    yield {**judged(one.verdict), "condition": each.condition, "arm": each.arm.name,
                            "on": one.images, "word": SAME_AS_TL if each.same_as_tl else one.verdict.word,
                            "left_out": one.left_out, "tl_mean": one.tl.mean, "tl_sd": one.tl.sd,
                            "mean": one.arm.mean, "sd": one.arm.sd, "images_rising": one.by_image.rises,
                            "wilcoxon_p": one.by_image.p, "effect_images": one.effect_images,
                            "hypothesis_2": each.word}
 
-    return _frame("condition arm on word tl_mean tl_sd mean sd gain low high covers method p_seed p_image "
+    return frame_of("condition arm on word tl_mean tl_sd mean sd gain low high covers method p_seed p_image "
                   "p_seed_adjusted p_image_adjusted wilcoxon_p seeds images left_out images_rising effect "
                   "effect_images contrasts smallest_gain level too_small harmful seeds_needed images_needed "
                   "hypothesis_2", rows())
@@ -255,7 +251,7 @@ def attention(found: Findings) -> pd.DataFrame:
         for each in everyone for name, share in each.metrics.items()]
     if found.explanations is not None and found.explanations.n_images:
         rows.append({"condition": "", "network": "masks", "metric": "area", "mean": mean_area(found)})
-    return _frame("condition network metric seeds mean sd", rows)
+    return frame_of("condition network metric seeds mean sd", rows)
 
 
 def mean_area(found: Findings) -> float:
@@ -281,7 +277,7 @@ def observations(found: Findings) -> pd.DataFrame:
                     yield {**who, "seed": seed, **{name: getattr(pair, name) for name in same.split()},
                            "p_seed": one.p_seed if seed is None else None}
 
-    return _frame(f"condition arm observation comparison two_scales seed {same} p_seed", rows())
+    return frame_of(f"condition arm observation comparison two_scales seed {same} p_seed", rows())
 
 
 def contributions(found: Findings, place: int) -> pd.DataFrame:
@@ -351,18 +347,6 @@ def regions_of(found: Findings, arm: Arm | None, condition: str, seed: int) -> p
     assert arm is not None and found.explanations is not None
     which = next(each for each in found.study.conditions if each.name == condition)
     return found.explanations.tables[Run(arm, which, seed).run_id]
-
-
-def _frame(columns: str, rows: Any) -> pd.DataFrame:
-    return pd.DataFrame(list(rows), columns=columns.split())
-
-
-def _sd(values: Any) -> float:
-    return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _flat(path: str, value: Any) -> Iterator[tuple[str, str]]:
