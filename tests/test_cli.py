@@ -16,7 +16,7 @@ from sealed_folders import lay_down, small_raw
 from tlkd import cli
 from tlkd.reading import dump_yaml, packaged_studies, parse_yaml, validate
 
-COMMANDS = ["run", "studies", "status", "report", "verify", "explain", "regions", "models", "doctor"]
+COMMANDS = ["run", "tune", "studies", "status", "report", "verify", "explain", "regions", "models", "doctor"]
 
 Call = Callable[..., tuple[int, str, str]]
 

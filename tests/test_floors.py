@@ -22,7 +22,7 @@ FLOORS = {
     "series": 2,
     # 3
     "banks": 3, "training": 3, "provenance": 3, "contrasts": 3, "explained": 3, "masks": 3, "rules": 3,
-    "subjects": 3,
+    "subjects": 3, "spaces": 3,
     # 4
     "workshop": 4, "foreground": 4, "album": 4, "doctor": 4, "checks": 4, "attribution": 4,
     "results": 4, "difficulties": 4, "controls": 4, "robustness": 4,
@@ -32,9 +32,9 @@ FLOORS = {
     "explaining": 6, "tables": 6, "figures": 6, "evidence": 6,
     "difficulty_tables": 6, "difficulty_evidence": 6,
     # 7, kept for engines and tracking, and what reads a whole study
-    "study": 7, "sections": 7, "pictures": 7, "shares": 7, "summary": 7,
+    "study": 7, "tuned": 7, "sections": 7, "pictures": 7, "shares": 7, "summary": 7,
     "difficulty_figures": 7, "difficulty_sections": 7, "specimens": 7,
-    "report": 8, "gallery": 8, "cli": 9, "__main__": 10,
+    "report": 8, "tuning": 8, "gallery": 8, "cli": 9, "__main__": 10,
 }
 TORCHLESS = ("specs", "reading", "statistics", "evaluation", "convergence", "store", "folder", "checks", "contrasts",
              "naming", "rasters", "annotations", "regions", "observations", "contributions", "explained", "foreground",

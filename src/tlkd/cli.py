@@ -125,6 +125,70 @@ def run(
 
 
 @app.command()
+def tune(
+    study: Annotated[str, typer.Argument(metavar="STUDY", help="A YAML file, or a packaged study's name.")],
+    trials: Annotated[int, typer.Option("--trials", metavar="N", min=1, help="How many settings are tried for every "
+                                        "arm, the study's own among them.")],
+    assignments: Annotated[list[str] | None, typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change one key, as for `tlkd run`. May be repeated.")] = None,
+    search: Annotated[list[str] | None, typer.Option(
+        "--search", metavar="KEY=SPACE", help="Where a key is searched: LOW..HIGH, log:LOW..HIGH, choices with commas "
+        "between, or fixed. Keys: training.NAME, soft_weight, temperature. May be repeated.")] = None,
+    arms: Annotated[str | None, typer.Option(metavar="A,B", help="Tune these arms alone (default: all).")] = None,
+    condition: Annotated[str | None, typer.Option(metavar="NAME", help="Under which condition (default: the study's "
+                                                  "first).")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, metavar="K", help="A trial is the mean over the study's first K "
+                                              "seeds (default: 2).")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where results go (default: "
+                                             "out/<name>-tuning).")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    jobs: Annotated[int | None, typer.Option(
+        min=1, show_default=False, help="How many trainings run at a time (default: as for `tlkd run`). With 1 the "
+        "search can be repeated exactly.")] = None,
+    engine: Annotated[str, typer.Option(metavar="local|ray[:ADDRESS]", help="Where: on this machine, or on a Ray "
+                                        "cluster that shares the folder and the cache.")] = "local",
+) -> None:
+    """Search each arm's hyperparameters, equally many trials for every arm, on the dev split alone.
+
+    Leaves tuned.yaml, a study that `tlkd run` takes, trials.csv and a picture. The same command goes on where a search
+    was stopped; with a larger N it tries more.
+
+    [bold]Examples[/bold]
+
+      tlkd tune quickstart --trials 20
+
+      tlkd tune my-study.yaml --trials 40 --search training.batch_size=16,32,64 --search training.weight_decay=fixed
+
+      tlkd tune cifar10 --set data.source=folder:my-images --trials 20 --jobs 1 --out out/search
+    """
+    from tlkd.reading import read_study
+
+    spec = read_study(study, tuple(assignments or ()))
+    folder = out if out is not None else Path("out") / f"{spec.name}-tuning"
+    from tlkd import engines, spaces
+
+    engines.check(engine)
+    if crew.size() > 1:
+        raise BadInput(f"tlkd tune: found {crew.size()} processes that were started together; start one, and let "
+                       "--jobs train several networks at a time")
+    names = [name.strip() for name in arms.split(",")] if arms is not None else []
+    what = spaces.search_of(spec, condition, names, seeds, tuple(search or ()))
+    chosen = _device(device)
+    from tlkd import tuned, tuning
+    from tlkd.errors import RunFailed
+
+    ways = engines.choose(engine, spec, folder, chosen, jobs, None)
+    try:
+        found = tuning.tune(what, trials, folder, chosen, shlex.join(["tlkd", *sys.argv[1:]]), ways.executor,
+                            ways.threads)
+    except RunFailed as error:
+        print(f"tlkd: {error} (logs: {folder / 'logs'})", file=sys.stderr)
+        raise typer.Exit(1) from None
+    print(f"{tuned.text(found)}\ntuned:   {folder / 'tuned.yaml'}\ntrials:  {folder / 'trials.csv'}\n"
+          f"picture: {folder / 'search.png'}")
+
+
+@app.command()
 def studies(
     name: Annotated[str | None, typer.Argument(help="Print this study's YAML instead of the list.")] = None,
 ) -> None:
