@@ -1,4 +1,4 @@
-"""Studies with difficulties and controls for `study_folders.lay_down`, and what robustness and examples leave beside."""
+"""Difficulties and controls for studies that `study_folders.lay_down` lays, and what robustness and examples leave."""
 
 import io
 from collections.abc import Mapping
