@@ -1,4 +1,4 @@
-"""The grid of `cifar10-difficulties` (TL and TL+KD): against the live thesis loop, against its own runs, 2 jobs against 1.
+"""The grid of `cifar10-difficulties`: against the live thesis loop, against its own runs, 2 jobs against 1.
 
 The live loop is what one writes first: DataLoader, PIL, both networks run on every batch of every epoch. It is measured
 for two epochs of each arm on a fifth of the images, and extrapolated to the samples that the grid's runs see; its
@@ -68,8 +68,9 @@ def of_engine(root: Path) -> None:
         faster.append(took[1] / took[2])
         print(f"repeat {repeat}: 1 job {took[1]:.1f} s, its runs {own:.1f} s, 2 jobs {took[2]:.1f} s", file=sys.stderr)
     count = len(plan(grid(root, range(FEW))))
-    Row("steps of one worker / the runs' own seconds", added, "<= 1.05", f"{count} runs, banks and teacher there").print()
-    Row("1 job / 2 jobs", faster, ">= 1.0", f"{count} runs, banks and teacher there, 2 cores").print()
+    note = f"{count} runs, banks and teacher there"
+    Row("steps of one worker / the runs' own seconds", added, "<= 1.05", note).print()
+    Row("1 job / 2 jobs", faster, ">= 1.0", f"{note}, 2 cores").print()
 
 
 def _collected(out: Path) -> Path:
@@ -96,8 +97,8 @@ def of_live_loop(root: Path, live: Path) -> None:
     lives = [(tl * samples["tl"] + kd * samples["tl_kd"]) / part for tl, kd in (before, after)]
     Row("live thesis loop (extrapolated) / whole grid", [live / took for live in lives], ">= 100",
         f"{len(plan(study))} runs on up to {CLASSES * (TRAIN - TRAIN // 10)} images, lite0 from lite2 at {SIZE} px, 2 "
-        f"jobs; the grid took {took:.0f} s, the live loop would take {sum(lives) / len(lives) / 3600:.0f} h; live epochs "
-        "measured before and after").print()
+        f"jobs; the grid took {took:.0f} s, the live loop would take {sum(lives) / len(lives) / 3600:.0f} h; live "
+        "epochs measured before and after").print()
 
 
 def main() -> None:

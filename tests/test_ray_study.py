@@ -1,4 +1,4 @@
-"""A study on a real Ray cluster of two nodes: the same results as here, whatever dies, with and without shared storage."""
+"""A study on a real Ray cluster of two nodes: the same results as here, whatever dies, shared storage or none."""
 
 import os
 import subprocess
@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+
 from ray_cluster import ENVIRONMENT, two_nodes
 
 HERE = Path(__file__).parent

@@ -62,15 +62,16 @@ def build(cache: Path, kind: str, made_from: Mapping[str, Any], inputs: Mapping[
 
 
 def write(array: NDArray[np.float32], source: Source, forward: Callable[[Tensor], Tensor], what: str,
-          threads: int = 0) -> None:
-    """Fill a bank's array, `[view, sample, width]`, batch by batch.
+          threads: int = 0, batch: int = 0) -> None:
+    """Fill a bank's array, `[view, sample, width]`, batch by batch (of `batch` samples; 0: as many as are quick).
 
     On the CPU each batch is computed by one thread and several batches at a time: so the last bits of a bank do not
     depend on the number of threads, nor on how many processes share the machine.
     """
     views, count, _ = array.shape
     cuda = isinstance(source, Pixels) and source.device.type == "cuda"
-    steps = [(view, samples) for view in range(views) for samples in chunks(count, BATCH["cuda" if cuda else "cpu"])]
+    size = batch or BATCH["cuda" if cuda else "cpu"]
+    steps = [(view, samples) for view in range(views) for samples in chunks(count, size)]
 
     def fill(step: tuple[int, NDArray[np.int64]]) -> None:
         view, samples = step

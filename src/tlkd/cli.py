@@ -1,10 +1,12 @@
 """The command line; every command imports what it needs when it is called, so that `--help` is quick."""
 
+import json
 import shlex
 import sys
+import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -82,6 +84,16 @@ def run(
         "--set", metavar="KEY=VALUE", help="Change one key, e.g. arms.tl_kd.temperature=4. May be repeated.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where results go (default: out/<name>).")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    jobs: Annotated[int | None, typer.Option(
+        min=1, show_default=False, help="How many steps are taken at a time, each in a process of its own (default: "
+        "what cores and memory allow, or the GPUs).")] = None,
+    engine: Annotated[str, typer.Option(metavar="local|ray[:ADDRESS]", help="Where: on this machine, or on a Ray "
+                                        "cluster, an existing one at HOST:PORT.")] = "local",
+    gpus_per_job: Annotated[float | None, typer.Option(
+        min=0, show_default=False, help="On Ray: the part of a GPU that a job takes, e.g. 0.25 (default: 1 where the "
+        "device is cuda).")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed by itself in an earlier "
+                                               "start; what was killed is always tried again.")] = False,
 ) -> None:
     """Run a study and write its report. What is finished already is not repeated: a stopped study goes on.
 
@@ -92,6 +104,10 @@ def run(
       tlkd run cifar10 --set data.source=folder:my-images --set seeds=[0,1,2] --out out/mine
 
       tlkd run my-study.yaml --set training.epochs=10
+
+      tlkd run cifar10-difficulties --jobs 2
+
+      tlkd run cifar10-difficulties --engine ray:10.0.0.5:6379 --out /shared/difficulties
     """
     if crew.misled():
         raise BadInput(crew.misled())
@@ -104,16 +120,19 @@ def run(
 
     spec = read_study(study, tuple(assignments or ()))
     folder = out if out is not None else Path("out") / spec.name
+    from tlkd import engines
+
+    engines.check(engine)
     chosen = _device(device)  # torch is imported from here on, and not for a mistake in the study's file
     from tlkd import report
-    from tlkd.engine import Inline
-    from tlkd.study import leading, run_study
+    from tlkd.study import run_study
 
+    ways = engines.choose(engine, spec, folder, chosen, jobs, gpus_per_job)
     if crew.size() > 1:
         chosen = crew.join(chosen)
     try:
-        failures = run_study(spec, folder, chosen, shlex.join(["tlkd", *sys.argv[1:]]),
-                             leading if crew.size() > 1 else Inline)
+        failures = run_study(spec, folder, chosen, shlex.join(["tlkd", *sys.argv[1:]]), ways.executor, retry_failed,
+                             ways.threads)
     finally:
         crew.dismiss()
     page = report.write(folder)
@@ -121,7 +140,44 @@ def run(
     for name, reason in failures.items():
         print(f"tlkd: {name} failed: {reason}", file=sys.stderr)
     if failures:
+        print(f"tlkd: {len(failures)} failed (logs: {folder / 'logs'}); the same command with --retry-failed tries "
+              "them again", file=sys.stderr)
         raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    study: Annotated[str, typer.Argument(metavar="STUDY", help="A YAML file, or a packaged study's name.")],
+    assignments: Annotated[list[str] | None, typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change one key, as for `tlkd run`. May be repeated.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where results would go (default: "
+                                             "out/<name>).")] = None,
+    jobs: Annotated[int | None, typer.Option(
+        min=1, show_default=False, help="How many steps would be taken at a time (default: as for "
+        "`tlkd run`).")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Print what a study would run, what is there already, which banks it needs, and what the rest will cost.
+
+    Time, memory and disk are estimated from a short measurement. The study's folder is not touched; images are decoded
+    into the cache.
+
+    [bold]Examples[/bold]
+
+      tlkd plan cifar10-difficulties
+
+      tlkd plan cifar10 --set data.source=folder:my-images --set seeds=[0,1,2] --out out/mine --jobs 4
+    """
+    started = time.perf_counter()
+    from tlkd.reading import read_study
+
+    spec = read_study(study, tuple(assignments or ()))
+    folder = out if out is not None else Path("out") / spec.name
+    chosen = _device(device)
+    from tlkd import engines, planning
+
+    ways = engines.choose("local", spec, folder, chosen, jobs, None)
+    print(planning.draw_up(spec, folder, chosen, ways.executor, ways.threads, started), end="")
 
 
 @app.command()
@@ -215,34 +271,31 @@ def studies(
 
 
 @app.command()
-def status(folder: Folder) -> None:
-    """Show which runs of a study are done, failed or waiting.
+def status(
+    folder: Folder,
+    everything: Annotated[bool, typer.Option("--all", help="A line for every run, however many there are.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The same for machines.")] = False,
+) -> None:
+    """Show which teachers and runs of a study are done, running, failed or waiting.
 
-    [bold]Example[/bold]
+    More than 60 runs are counted by condition and arm, with a line for each failure.
+
+    [bold]Examples[/bold]
 
       tlkd status out/quickstart
+
+      tlkd status out/cifar10-difficulties --all
+
+      tlkd status out/quickstart --json | jq .totals.runs
     """
+    from tlkd import standing
     from tlkd.folder import StudyFolder
 
-    found = StudyFolder(folder)
-    runs, failures = found.runs(), found.failures()
-    done = [run for run in runs if found.done(run)]
-    failed = {name: why for name, why in failures.items() if name not in {run.run_id for run in done}}
-    width = max(len(run.run_id) for run in runs)
-    for run in runs:
-        what = _outcome(found.result(run)) if run in done else failed.get(run.run_id, "")
-        state = "done" if run in done else "failed" if run.run_id in failed else "waiting"
-        print(f"{run.run_id:{width}}  {state:7}  {what}".rstrip())
-    for name, why in found.explanation_failures().items():
-        print(f"{name:{width}}  failed   its explanation: {why}")
-    print(f"{len(done)} done, {len(failed)} failed, {len(runs) - len(done) - len(failed)} waiting of {len(runs)}")
-
-
-def _outcome(result: dict[str, Any]) -> str:
-    accuracy, seconds = result.get("test_accuracy"), result.get("seconds")
-    if not isinstance(accuracy, int | float) or not isinstance(seconds, int | float):
-        return "its result.json is damaged; see `tlkd verify`"
-    return f"accuracy {accuracy:.4f}  {seconds:.1f} s"
+    found = standing.standings(StudyFolder(folder))
+    if as_json:
+        print(json.dumps(standing.record(found), indent=1))
+    else:
+        print(standing.text(found, everything), end="")
 
 
 @app.command()

@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tlkd import store
+from tlkd.distortions import describe
 from tlkd.errors import BadInput
 from tlkd.reading import dump_yaml, read_yaml, validate
 from tlkd.specs import Arm, Condition, Study, canonical
@@ -147,6 +148,17 @@ class StudyFolder:
     def teacher_failure_path(self, fit: TeacherFit) -> Path:
         """Where a failed teacher says why."""
         return self.path / "failures" / f"teacher-{fit.fit_id}.txt"
+
+    def robustness_done(self, run: Run) -> bool:
+        """Whether a run's student was shown all the distorted images that the study asks for now."""
+        path = self.robustness_path(run)
+        if not (path / store.MANIFEST).is_file():
+            return False
+        try:
+            shown = pd.read_csv(path / "robustness.csv")["distortion"].tolist()
+        except Exception:  # damaged in whatever way: it is made anew
+            return False
+        return bool(shown == [describe(each) for one in self.study.robustness for each in one.distortions])
 
     def robustness_failure_path(self, run: Run) -> Path:
         """Where it says why a finished run's student could not be shown distorted images."""

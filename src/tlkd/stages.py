@@ -2,22 +2,24 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
+import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from tlkd import banks, crew, evaluation, models, seeding, store
-from tlkd.batches import CleanView, Joined, Live, Rows, Shuffled, Source, predict
+from tlkd.batches import CleanView, Joined, Live, Rows, Shuffled, Source, chunks, predict
 from tlkd.distortions import describe
 from tlkd.draws import Draw
 from tlkd.errors import RunFailed
 from tlkd.folder import Run, StudyFolder, TeacherFit, teacher_fit
 from tlkd.losses import Loss, hard_loss, label_smoothing_loss, make_loss, mean_entropy, smoothing_for
-from tlkd.specs import Condition, Distortion, Network, Student, Training
+from tlkd.specs import Condition, Distortion, Network, Student, Study, Training
 from tlkd.training import Fit, threads
 from tlkd.views import View
 from tlkd.workshop import (
@@ -87,19 +89,11 @@ def publish_teacher(workshop: Workshop, folder: StudyFolder, fit: TeacherFit) ->
 
 def fitted_teacher(workshop: Workshop, folder: StudyFolder, fit: TeacherFit) -> tuple[store.Artifact, models.Network]:
     """A teacher's artifact, made now where it is not there, and the network with its weights."""
-    study, spec = workshop.study, workshop.study.teachers[fit.name]
-    condition = fit.condition or CLEAN
+    spec, condition = workshop.study.teachers[fit.name], fit.condition or CLEAN
     drawn = seeding.seed_from("teacher") if fit.seed is None else fit.seed
     network = network_for(workshop, spec, drawn, f"teachers.{fit.name}", fit=spec.fit)
-    affecting = {"network": spec.model_dump(mode="json", include={"trainable", "batch_norm", "dropout", "fit"}),
-                 "training": spec.training.model_dump(mode="json") if spec.fit else None,
-                 "selection": study.selection, "seed": fit.seed if spec.fit else None, "bank": study.bank,
-                 "condition": condition_spec(workshop, condition), **input_spec(workshop, network)}
-    inputs = inputs_of(workshop, network)
-    if not spec.fit:
-        inputs["head"] = models.state_hash(network.head.state_dict())
-    where = store.address("teachers", VERSION, affecting, inputs)
-    work = workshop.cache / "teachers" / ".work" / where
+    recipe = teacher_recipe(workshop, network, fit, inputs_of(workshop, network))
+    where, work = recipe.address, workshop.cache / "teachers" / ".work" / recipe.address
 
     def trained() -> tuple[Learner, Fit]:
         given, drawing = learner(workshop, network, f"teacher {fit.name}", condition), workshop.draw(condition, drawn)
@@ -110,7 +104,7 @@ def fitted_teacher(workshop: Workshop, folder: StudyFolder, fit: TeacherFit) -> 
 
     def make(target: Path) -> dict[str, Any]:
         given, done = trained()
-        result = write_result(workshop, target, given, done, spec.training, backbone=inputs["backbone"])
+        result = write_result(workshop, target, given, done, spec.training, backbone=recipe.inputs["backbone"])
         shutil.rmtree(work, ignore_errors=True)
         return {**result, **crew.note()}
 
@@ -118,11 +112,33 @@ def fitted_teacher(workshop: Workshop, folder: StudyFolder, fit: TeacherFit) -> 
         trained()
         return store.Artifact(workshop.cache / "teachers" / where, where), network
     from_cache = (workshop.cache / "teachers" / where / store.MANIFEST).is_file()
-    artifact = store.get(workshop.cache, "teachers", VERSION, affecting, inputs, make)
+    artifact = store.get(workshop.cache, "teachers", VERSION, recipe.spec, recipe.inputs, make)
     workshop.record(f"teacher {fit.fit_id}", artifact, from_cache)
     models.load_trained(network, load_file(artifact.path / "model.safetensors"))
     network.eval()
     return artifact, network
+
+
+def teacher_recipe(workshop: Workshop, network: models.Network, fit: TeacherFit,
+                   inputs: dict[str, str]) -> store.Recipe:
+    """What a fitted teacher is made from; `inputs` are those that `inputs_of` gives of its network."""
+    study, spec = workshop.study, workshop.study.teachers[fit.name]
+    affecting = {"network": spec.model_dump(mode="json", include={"trainable", "batch_norm", "dropout", "fit"}),
+                 "training": spec.training.model_dump(mode="json") if spec.fit else None,
+                 "selection": study.selection, "seed": fit.seed if spec.fit else None, "bank": study.bank,
+                 "condition": condition_spec(workshop, fit.condition or CLEAN), **input_spec(workshop, network)}
+    if not spec.fit:
+        inputs = {**inputs, "head": models.state_hash(network.head.state_dict())}
+    return store.Recipe("teachers", VERSION, affecting, inputs)
+
+
+def logits_recipe(workshop: Workshop, address: str, condition: Condition = CLEAN) -> store.Recipe:
+    """What the bank of a fitted network's logits is made from: on all clean views, or on those a condition corrupts."""
+    spec: dict[str, Any] = {}
+    if condition.distortion is not None:
+        views = corrupted_views(workshop, condition)
+        spec = {"distortion": distortion_spec(workshop, condition.distortion), "views": [str(view) for view in views]}
+    return store.Recipe("logits", banks.VERSION, spec, {"teacher": address})
 
 
 def soft_labels(workshop: Workshop, network: models.Network, artifact: store.Artifact, who: str, condition: Condition,
@@ -149,13 +165,13 @@ def soft_labels(workshop: Workshop, network: models.Network, artifact: store.Art
 
 def _logits(workshop: Workshop, network: models.Network, artifact: store.Artifact, who: str) -> banks.Bank:
     """The bank of a network's logits on the clean views of all splits."""
-    inputs = {"teacher": artifact.address}
-    bank = banks.cached(workshop.cache, "logits", {}, inputs)
+    recipe = logits_recipe(workshop, artifact.address)
+    bank = banks.cached(workshop.cache, "logits", recipe.spec, recipe.inputs)
     from_cache = bank is not None
     if bank is None:
         given = learner(workshop, network, who)
-        bank = banks.build(workshop.cache, "logits", {}, inputs, network.classes, counted(workshop, given.sources),
-                           given.forward, f"logits of {who}", workshop.threads)
+        bank = banks.build(workshop.cache, "logits", recipe.spec, recipe.inputs, network.classes,
+                           counted(workshop, given.sources), given.forward, f"logits of {who}", workshop.threads)
     workshop.record(f"logits of {who}", bank.artifact, from_cache)
     return bank
 
@@ -165,17 +181,16 @@ def _corrupted_logits(workshop: Workshop, network: models.Network, artifact: sto
     """The bank of a network's logits on the corrupted training views of a condition."""
     distortion, views = condition.distortion, corrupted_views(workshop, condition)
     assert distortion is not None
-    spec = {"distortion": distortion_spec(workshop, distortion), "views": [str(view) for view in views]}
-    inputs, what = {"teacher": artifact.address}, f"logits of {who}, {describe(distortion)}"
-    bank = banks.cached(workshop.cache, "logits", spec, inputs)
+    recipe, what = logits_recipe(workshop, artifact.address, condition), f"logits of {who}, {describe(distortion)}"
+    bank = banks.cached(workshop.cache, "logits", recipe.spec, recipe.inputs)
     from_cache = bank is not None
     if bank is None:
-        count, forward = len(workshop.labels["train"]), network.forward
+        count, forward = len(workshop.labels["train"]), cast(Callable[[Tensor], Tensor], network.forward)
         source: Source = pixels(workshop, network, "train", views, distortion)
         if is_banked(workshop, network):
             features = distorted_bank(workshop, network, "train", views, distortion, who)
             source, forward = Rows(features.arrays["train"], workshop.device), network.classify
-        bank = banks.build(workshop.cache, "logits", spec, inputs, network.classes,
+        bank = banks.build(workshop.cache, "logits", recipe.spec, recipe.inputs, network.classes,
                            {"train": (source, len(views), count)}, forward, what, workshop.threads)
     workshop.record(what, bank.artifact, from_cache)
     return bank
@@ -187,43 +202,47 @@ def _corrupted_logits(workshop: Workshop, network: models.Network, artifact: sto
 def publish_run(workshop: Workshop, folder: StudyFolder, run: Run) -> None:
     """Train one student and publish its run folder, unless it lies there already."""
     study, arm, condition = workshop.study, run.arm, run.condition
-    inputs: dict[str, str] = {}
-    teacher = teacher_labels(workshop, folder, run)
-    if teacher is not None:
-        inputs["soft_labels"] = teacher.address
-    start = None
-    if study.student.start == "tl" and arm.kind != "tl":
-        start = tl_run(folder, run)
-        inputs["start"] = start.address
-    network = network_for(workshop, study.student_of(condition), run.seed, "student")
-    inputs = {**inputs_of(workshop, network), **inputs}
-    spec, training = run_spec(workshop, network, run), study.training_of(arm, condition)
-    where = store.address("run", VERSION, spec, inputs)
-    work = folder.path / ".work" / where
+    teacher, start = teacher_labels(workshop, folder, run), tl_run(folder, run) if starts_from_tl(study, run) else None
+    network = network_for(workshop, study.student_of(condition), run.seed, student_key(condition))
+    recipe = run_recipe(workshop, network, run, inputs_of(workshop, network),
+                        None if teacher is None else teacher.address, None if start is None else start.address)
+    training, work = study.training_of(arm, condition), folder.work_path(run) / recipe.address
 
     def trained() -> tuple[Learner, Draw, Fit]:
         given, drawn = learner(workshop, network, "student", condition), workshop.draw(condition, run.seed)
         if start is not None:
             models.load_trained(network, load_file(start.path / "model.safetensors"))
         loss, source = arm_loss(workshop, run, teacher)
-        with crew.call(publish_run, run, where):
+        with crew.call(publish_run, run, recipe.address):
             return given, drawn, train(workshop, given, loss, source, training, drawn, seed=run.seed, work=work)
 
     def make(target: Path) -> dict[str, Any]:
         given, drawn, fitted = trained()
-        store.write_json(target / "spec.json", {"run_id": run.run_id, **spec, "inputs": inputs,
+        store.write_json(target / "spec.json", {"run_id": run.run_id, **recipe.spec, "inputs": recipe.inputs,
                                                 "data": study.data.model_dump(mode="json")})
         if not condition.plain:
-            np.savez_compressed(target / "drawn.npz", **drawn.stored(fitted.epochs))
-        result = write_result(workshop, target, given, fitted, training, backbone=inputs["backbone"])
+            np.savez_compressed(target / "drawn.npz", **drawn.stored(fitted.epochs))  # type: ignore[arg-type]
+        result = write_result(workshop, target, given, fitted, training, backbone=recipe.inputs["backbone"])
         return {**result, **crew.note()}
 
-    if crew.ordered(where):
+    if crew.ordered(recipe.address):
         trained()
         return
-    made_from = {"kind": "run", "version": VERSION, "spec": spec, "inputs": inputs}
-    store.publish(folder.run_path(run), where, made_from, make)
-    shutil.rmtree(work, ignore_errors=True)
+    store.publish(folder.run_path(run), recipe.address, asdict(recipe), make)
+    shutil.rmtree(folder.work_path(run), ignore_errors=True)
+
+
+def starts_from_tl(study: Study, run: Run) -> bool:
+    """Whether a run's student starts from the weights of its seed's TL student."""
+    return study.student.start == "tl" and run.arm.kind != "tl"
+
+
+def run_recipe(workshop: Workshop, network: models.Network, run: Run, inputs: dict[str, str], teacher: str | None,
+               start: str | None) -> store.Recipe:
+    """What a run is made from; `teacher` and `start` are the addresses of what it learns and starts from."""
+    others = {"soft_labels": teacher, "start": start}
+    inputs = {**inputs, **{name: address for name, address in others.items() if address is not None}}
+    return store.Recipe("run", VERSION, run_spec(workshop, network, run), inputs)
 
 
 def run_spec(workshop: Workshop, network: models.Network, run: Run) -> dict[str, Any]:
@@ -253,7 +272,7 @@ def teacher_labels(workshop: Workshop, folder: StudyFolder, run: Run) -> SoftLab
     arm, condition = run.arm, run.condition
     if arm.kind == "self":
         start = tl_run(folder, run)
-        network = network_for(workshop, workshop.study.student_of(condition), run.seed, "student")
+        network = network_for(workshop, workshop.study.student_of(condition), run.seed, student_key(condition))
         models.load_trained(network, load_file(start.path / "model.safetensors"))
         return soft_labels(workshop, network.eval(), start, f"TL, {condition.name}, seed {run.seed}", condition)
     if arm.teacher is None:
@@ -272,11 +291,8 @@ def arm_loss(workshop: Workshop, run: Run, teacher: SoftLabels | None) -> tuple[
     arm, drawn = run.arm, workshop.draw(run.condition, run.seed)
     if arm.kind == "label_smoothing":
         assert teacher is not None and arm.temperature is not None
-        logits = np.concatenate([predict(lambda rows: rows, teacher.source, len(workshop.labels["train"]), view=view)
-                                 for view in range(len(workshop.views))])
-        everyone = logits.reshape(len(workshop.views), -1, logits.shape[1])[:, drawn.samples]
-        amount = smoothing_for(mean_entropy(everyone.reshape(-1, logits.shape[1]), arm.temperature), logits.shape[1])
-        return label_smoothing_loss(amount), None
+        entropy = shown_entropy(teacher.source, drawn, len(workshop.views), arm.temperature)
+        return label_smoothing_loss(smoothing_for(entropy, drawn.classes)), None
     loss = make_loss("tl" if arm.kind == "tl" else "tl_kd", arm.soft_weight, arm.temperature)
     if teacher is None:
         return loss, None
@@ -288,17 +304,37 @@ def arm_loss(workshop: Workshop, run: Run, teacher: SoftLabels | None) -> tuple[
     return loss, Shuffled(teacher.source, labels, keys, run.seed)
 
 
+def shown_entropy(source: Source, drawn: Draw, views: int, temperature: float) -> float:
+    """The mean entropy, in nats, of the soft labels that a run would be shown: of its samples in all views.
+
+    Where they are corrupted anew each epoch, of every variant, as often as it is drawn.
+    """
+    corruption, shown = drawn.condition.corruption, [(1.0, drawn.variants(1))]
+    if corruption is not None and corruption.redraw == "epoch":
+        chances = [1 - corruption.fraction, *[corruption.fraction / corruption.variants] * corruption.variants]
+        shown = [(chance, np.full_like(drawn.samples, variant)) for variant, chance in enumerate(chances) if chance > 0]
+    found = 0.0
+    with torch.inference_mode():
+        for chance, variants in shown:
+            for view in range(views):
+                rows = [source(view + views * variants[some], drawn.samples[some]).float().cpu()
+                        for some in chunks(len(variants), 256)]
+                found += chance / views * mean_entropy(torch.cat(rows).numpy(), temperature)
+    return found
+
+
 def _redrawn(condition: Condition) -> bool:
     return condition.label_noise is not None and condition.label_noise.redraw == "epoch"
 
 
 def tl_run(folder: StudyFolder, run: Run) -> store.Artifact:
     """The TL student of the same condition and seed."""
-    for other in folder.runs():
-        if other.arm.kind == "tl" and (other.seed, other.condition) == (run.seed, run.condition) and folder.done(other):
-            path = folder.run_path(other)
-            return store.Artifact(path, store.read_json(path / store.MANIFEST)["address"])
-    raise RunFailed(f"{run.arm.name} starts from this seed's TL student, which is not there")
+    first = next((other for other in folder.runs() if other.arm.kind == "tl"
+                  and (other.seed, other.condition) == (run.seed, run.condition)), None)
+    if first is None or not folder.done(first):
+        raise RunFailed(f"{run.arm.name} needs this seed's TL student, which is not there")
+    path = folder.run_path(first)
+    return store.Artifact(path, store.read_json(path / store.MANIFEST)["address"])
 
 
 # --- robustness -------------------------------------------------------------------------------------------------------
@@ -307,14 +343,13 @@ def tl_run(folder: StudyFolder, run: Run) -> store.Artifact:
 def publish_robustness(workshop: Workshop, folder: StudyFolder, run: Run) -> None:
     """Show a finished student the distorted test images, and publish what it says of them."""
     path = folder.run_path(run)
+    if not folder.done(run):
+        raise RunFailed(f"its run {run.run_id} is not there")
     manifest = store.read_json(path / store.MANIFEST)
-    distortions = [each for one in workshop.study.robustness for each in one.distortions]
+    distortions = distortions_of(workshop.study)
     student = workshop.study.student_of(run.condition)
-    network = network_for(workshop, student, run.seed, "student")
-    spec = {"distortions": [distortion_spec(workshop, each) for each in distortions],
-            "input": input_spec(workshop, network, DISTORTED, distortions[0])}
-    inputs = {"run": manifest["address"], "data": workshop.dataset.content}
-    where = store.address("robustness", ROBUSTNESS_VERSION, spec, inputs)
+    network = network_for(workshop, student, run.seed, student_key(run.condition))
+    recipe = robustness_recipe(workshop, network, manifest["address"])
 
     def make(target: Path) -> None:
         models.load_trained(network, load_file(path / "model.safetensors"))
@@ -328,8 +363,20 @@ def publish_robustness(workshop: Workshop, folder: StudyFolder, run: Run) -> Non
         pd.DataFrame(rows).to_csv(target / "robustness.csv", index=False)
         np.savez_compressed(target / "predicted.npz", predicted=np.array(predicted, np.uint16))
 
-    made_from = {"kind": "robustness", "version": ROBUSTNESS_VERSION, "spec": spec, "inputs": inputs}
-    store.publish(folder.robustness_path(run), where, made_from, make)
+    store.publish(folder.robustness_path(run), recipe.address, asdict(recipe), make)
+
+
+def distortions_of(study: Study) -> list[Distortion]:
+    """What is done to the test images that finished students are shown, in the order asked for."""
+    return [each for one in study.robustness for each in one.distortions]
+
+
+def robustness_recipe(workshop: Workshop, network: models.Network, run: str) -> store.Recipe:
+    """What a run's robustness is made from; `run` is the run's address."""
+    distortions = distortions_of(workshop.study)
+    spec = {"distortions": [distortion_spec(workshop, each) for each in distortions],
+            "input": input_spec(workshop, network, DISTORTED, distortions[0])}
+    return store.Recipe("robustness", ROBUSTNESS_VERSION, spec, {"run": run, "data": workshop.dataset.content})
 
 
 def _distorted_predictions(workshop: Workshop, network: models.Network, distortion: Distortion, training: Training,

@@ -55,6 +55,21 @@ class Artifact:
         return about
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What an artifact is made from: known, and its address with it, before it is made."""
+
+    kind: str
+    version: int
+    spec: dict[str, Any]
+    inputs: dict[str, str]
+
+    @property
+    def address(self) -> str:
+        """Where what is made from this lies."""
+        return address(self.kind, self.version, self.spec, self.inputs)
+
+
 def cache_folder() -> Path:
     """The cache that all studies share: `TLKD_CACHE`, or the user's cache folder."""
     import platformdirs

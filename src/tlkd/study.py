@@ -12,10 +12,20 @@ import pandas as pd
 import torch
 
 from tlkd import crew, evaluation, examples, explaining, progress, stages, store
-from tlkd.datasets import open_dataset
+from tlkd.datasets import open_dataset, reopen
 from tlkd.engine import Executor, Inline, Job, Outcome, run_all
 from tlkd.errors import BadInput, RunFailed
-from tlkd.folder import RESULT_COLUMNS, StudyFolder, load_predictions, plan, teacher_fit, teacher_fits
+from tlkd.folder import (
+    RESULT_COLUMNS,
+    Run,
+    StudyFolder,
+    TeacherFit,
+    load_predictions,
+    plan,
+    teacher_fit,
+    teacher_fits,
+    was_killed,
+)
 from tlkd.provenance import provenance
 from tlkd.specs import Condition, Network, Study
 from tlkd.workshop import Workshop, network_for
@@ -43,22 +53,26 @@ class Context:
     cache: Path
     device: str
     threads: int = 0  # that build banks; 0: as many as torch has
+    images: str = ""  # where the cache holds the decoded images, once they are there
+    held: tuple[str, ...] = ()  # the steps of earlier starts whose results others need
 
 
 MakeExecutor = Callable[[Callable[[Any, str], Outcome], Context], Executor]
 
 
 def run_study(study: Study, out: Path, device: torch.device, command: str = "", executor: MakeExecutor = Inline,
-              retry_failed: bool = True) -> dict[str, str]:
+              retry_failed: bool = True, threads: int = 0) -> dict[str, str]:
     """Run a study into the folder `out`: what is finished there stands, what failed is returned by run id.
 
-    `executor` makes what carries out the steps (this process, if nothing else is said). What failed by itself is tried
-    again only with `retry_failed`; what was killed always.
+    `executor` makes what carries out the steps (this process, if nothing else is said), each with `threads` threads for
+    banks (0: as many as torch has). What failed by itself is tried again only with `retry_failed`; what was killed
+    always.
     """
     folder, cache = StudyFolder(out), store.cache_folder()
     folder.refuse_other(study)
-    context = Context(study, out, cache, str(device))
+    context = Context(study, out.absolute(), cache.absolute(), str(device), threads)
     workshop = open_workshop(context)
+    context = replace(context, images=workshop.dataset.address)
     build_all(workshop)
     check_conditions(workshop)
     subject = explaining.prepare(workshop, folder)
@@ -87,7 +101,10 @@ def open_workshop(context: Context) -> Workshop:
     device = torch.device(context.device)
     if device.type == "cuda":  # float32 means float32: TensorFloat-32 keeps ten bits of the fraction
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    dataset = open_dataset(context.study.data, max_input_size(context.study), context.cache)
+    if context.images:
+        dataset = reopen(context.study.data, context.cache, context.images)
+    else:
+        dataset = open_dataset(context.study.data, max_input_size(context.study), context.cache)
     return Workshop(context.study, dataset, context.cache, device, context.threads)
 
 
@@ -123,17 +140,20 @@ def write_card(workshop: Workshop, out: Path) -> None:
 
 
 def steps(study: Study) -> tuple[Step, ...]:
-    """Every step of a study, in the order of their urgency: banks, teachers, runs, robustness."""
-    features = _feature_steps(study)
-    return (*features.values(), *_teacher_steps(study, features), *_run_steps(study, features),
-            *(_robustness_steps(study) if study.robustness else ()))
+    """Every step of a study in the order of its urgency: banks; runs, each behind its teacher; robustness."""
+    features, teachers = _feature_steps(study), _teacher_steps(study)
+    ordered = dict(features)
+    for step in _run_steps(study, features):
+        ordered |= {name: teachers[name] for name in step.needs if name in teachers}
+        ordered[step.name] = step
+    return (*ordered.values(), *(_robustness_steps(study) if study.robustness else ()))
 
 
 def _banked(study: Study, spec: Network) -> bool:
     return study.bank and stages.frozen(spec)
 
 
-def _features_of(study: Study, who: str, spec: Network, condition: Condition | None) -> tuple[str, ...]:
+def features_of(study: Study, who: str, spec: Network, condition: Condition | None) -> tuple[str, ...]:
     """The names of the steps that bank what a frozen network gives under a condition, the clean views first."""
     if not _banked(study, spec):
         return ()
@@ -156,7 +176,7 @@ def _feature_steps(study: Study) -> dict[str, Step]:
             wanted.append((f"teacher {run.arm.teacher}", f"teachers.{run.arm.teacher}", teacher,
                            run.condition if same else stages.CLEAN))
     for who, key, spec, condition in wanted:
-        names = _features_of(study, who, spec, condition)
+        names = features_of(study, who, spec, condition)
         if names and names[0] not in found:
             found[names[0]] = Step(names[0], "features", (), partial(_features, spec, key, who), _never, _nowhere)
         if len(names) == 2 and names[1] not in found:
@@ -182,41 +202,45 @@ def _nowhere(folder: StudyFolder) -> Path:
     return folder.path / ".work" / "failed-bank.txt"  # those that need the bank make it themselves, and say why not
 
 
-def _teacher_steps(study: Study, features: dict[str, Step]) -> list[Step]:
-    found = []
-    for fit in teacher_fits(study):
+def _teacher_steps(study: Study) -> dict[str, Step]:
+    def of(fit: TeacherFit) -> Step:
         spec = study.teachers[fit.name]
-        needs = _features_of(study, f"teacher {fit.name}", spec, fit.condition)
-        found.append(Step(f"teacher {fit.fit_id}", "teacher", needs,
-                          lambda workshop, folder, fit=fit: stages.publish_teacher(workshop, folder, fit), _never,
-                          lambda folder, fit=fit: folder.teacher_failure_path(fit), spec.training.threads))
-    return found
+        needs = features_of(study, f"teacher {fit.name}", spec, fit.condition)
+        return Step(f"teacher {fit.fit_id}", "teacher", needs,
+                    lambda workshop, folder: stages.publish_teacher(workshop, folder, fit), _never,
+                    lambda folder: folder.teacher_failure_path(fit), spec.training.threads)
+
+    return {step.name: step for step in map(of, teacher_fits(study))}
 
 
 def _run_steps(study: Study, features: dict[str, Step]) -> list[Step]:
-    found, runs = [], plan(study)
-    tl = {(run.condition.name, run.seed): run.run_id for run in reversed(runs) if run.arm.kind == "tl"}
-    for run in runs:
-        needs = [*_features_of(study, "student", study.student_of(run.condition), run.condition)]
+    runs = plan(study)
+    tl = {(run.condition.name, run.seed): f"run {run.run_id}" for run in reversed(runs) if run.arm.kind == "tl"}
+
+    def of(run: Run) -> Step:
+        needs = [*features_of(study, "student", study.student_of(run.condition), run.condition)]
         if run.arm.teacher is not None:
             needs.append(f"teacher {teacher_fit(study, run.arm.teacher, run.condition, run.seed).fit_id}")
             spec = study.teachers[run.arm.teacher]
-            needs += [name for name in _features_of(study, f"teacher {run.arm.teacher}", spec, run.condition)
+            needs += [name for name in features_of(study, f"teacher {run.arm.teacher}", spec, run.condition)
                       if name in features]
         if (run.arm.kind == "self" or study.student.start == "tl") and run.arm.kind != "tl":
-            needs += [f"run {tl[run.condition.name, run.seed]}"] if (run.condition.name, run.seed) in tl else []
-        found.append(Step(f"run {run.run_id}", "run", tuple(dict.fromkeys(needs)),
-                          lambda workshop, folder, run=run: stages.publish_run(workshop, folder, run),
-                          lambda folder, run=run: folder.done(run),
-                          lambda folder, run=run: folder.failure_path(run),
-                          study.training_of(run.arm, run.condition).threads))
-    return found
+            needs += [tl[run.condition.name, run.seed]] if (run.condition.name, run.seed) in tl else []
+        return Step(f"run {run.run_id}", "run", tuple(dict.fromkeys(needs)),
+                    lambda workshop, folder: stages.publish_run(workshop, folder, run),
+                    lambda folder: folder.done(run), lambda folder: folder.failure_path(run),
+                    study.training_of(run.arm, run.condition).threads)
+
+    return [of(run) for run in runs]
 
 
 def _robustness_steps(study: Study) -> list[Step]:
-    return [Step(f"robustness of {run.run_id}", "robustness", (f"run {run.run_id}",),
-                 lambda workshop, folder, run=run: stages.publish_robustness(workshop, folder, run), _never,
-                 lambda folder, run=run: folder.robustness_failure_path(run)) for run in plan(study)]
+    def of(run: Run) -> Step:
+        return Step(f"robustness of {run.run_id}", "robustness", (f"run {run.run_id}",),
+                    lambda workshop, folder: stages.publish_robustness(workshop, folder, run),
+                    lambda folder: folder.robustness_done(run), lambda folder: folder.robustness_failure_path(run))
+
+    return [of(run) for run in plan(study)]
 
 
 # --- carrying them out ------------------------------------------------------------------------------------------------
@@ -224,35 +248,53 @@ def _robustness_steps(study: Study) -> list[Step]:
 
 def take_steps(context: Context, folder: StudyFolder, make_executor: MakeExecutor) -> None:
     """Take every step that is neither done nor failed, and those that it needs."""
-    everything = {step.name: step for step in steps(context.study)}
-    wanted = [step for step in everything.values() if step.kind in ("run", "robustness") and not step.done(folder)
-              and not step.failure(folder).is_file()]
-    wanted += [step for step in everything.values() if step.kind == "teacher" and not step.failure(folder).is_file()
-               and not any(path.is_dir() for path in [folder.path / "teachers" / step.name.removeprefix("teacher ")])]
-    chosen = _with_needs(wanted, everything)
-    jobs = [Job(step.name, tuple(name for name in step.needs if name in chosen), step.threads)
-            for step in everything.values() if step.name in chosen]
+    needed = open_steps(context.study, folder)
+    held = tuple(name for name, step in needed.items() if step.done(folder))
+    chosen = {name: step for name, step in needed.items() if name not in held}
+    jobs = [Job(name, tuple(need for need in step.needs if need in chosen), step.threads)
+            for name, step in chosen.items()]
     if not jobs:
         return
 
     def note(outcome: Outcome) -> None:
-        step = everything[outcome.job]
+        step = chosen[outcome.job]
         if outcome.failure and not step.failure(folder).is_file():  # a worker that was killed could not say so itself
             store.replace_text(step.failure(folder), f"{outcome.failure}\n")
         write_stages(folder, outcome.value or [])
 
-    executor = make_executor(work, context)
-    run_all(jobs, executor, note)
+    executor = make_executor(work, replace(context, held=held))
+    try:
+        run_all(jobs, executor, note)
+    finally:
+        executor.close()
 
 
-def _with_needs(wanted: list[Step], everything: dict[str, Step]) -> set[str]:
+def open_steps(study: Study, folder: StudyFolder) -> dict[str, Step]:
+    """The steps that are neither done nor failed, and those that they need, in their order and by name.
+
+    A step whose worker was killed has not failed: the next start takes it again.
+    """
+    def is_open(step: Step) -> bool:
+        failure = step.failure(folder)
+        if step.kind == "features" or (failure.is_file() and not was_killed(failure)):
+            return False
+        there = folder.path / "teachers" / step.name.removeprefix("teacher ")
+        return not (there.is_dir() if step.kind == "teacher" else step.done(folder))
+
+    everything = {step.name: step for step in steps(study)}
+    needed = _with_needs([step for step in everything.values() if is_open(step)], everything, folder)
+    return {name: step for name, step in everything.items() if name in needed}
+
+
+def _with_needs(wanted: list[Step], everything: dict[str, Step], folder: StudyFolder) -> set[str]:
+    """The names of these steps and of what they need; what a step that is done needed, nobody needs any more."""
     chosen: set[str] = set()
     waiting = [step.name for step in wanted]
     while waiting:
         name = waiting.pop()
         if name not in chosen:
             chosen.add(name)
-            waiting += everything[name].needs
+            waiting += () if everything[name].done(folder) else everything[name].needs
     return chosen
 
 
@@ -289,7 +331,7 @@ def work(context: Context, name: str) -> Outcome:
             failure = "" if step.done(folder) else attempt_step(step, workshop, folder)
     except store.Busy:
         return Outcome(name, busy=True)
-    return Outcome(name, list(workshop.stages), failure)
+    return Outcome(name, [dict(stage) for stage in workshop.stages], failure)
 
 
 def leading(work: Callable[[Any, str], Outcome], context: Context) -> Executor:
@@ -307,6 +349,15 @@ def follow(device: torch.device) -> None:
 
     progress.relay(lambda news: None, bars=False)
     crew.follow(take)
+
+
+def published_by(context: Context, name: str) -> list[str]:
+    """The folders in the cache, relative to it, that the step which this process took last has published."""
+    if _bench.workshop is None or _bench.context != context:
+        return []
+    kinds = {"features": ("features",), "teacher": ("teachers", "logits")}.get(_bench.steps[name].kind, ())
+    places = [str(stage["place"]) for stage in _bench.workshop.stages if stage["place"].partition("/")[0] in kinds]
+    return list(dict.fromkeys(places))
 
 
 def attempt_step(step: Step, workshop: Workshop, folder: StudyFolder) -> str:

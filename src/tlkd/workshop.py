@@ -26,6 +26,7 @@ from tlkd.views import IDENTITY, View, corrupted, train_views
 
 Channels = tuple[float, ...]
 
+DRAWS = 16  # that are kept: the arms of one seed follow each other
 DISTORTIONS = 1  # version of what the kinds of distortion do; a change that alters images raises it
 
 
@@ -65,6 +66,8 @@ class Workshop:
         """What a condition makes of the training split for one seed."""
         name = canonical([condition.difficulty, seed])
         if name not in self.draws:
+            if len(self.draws) >= DRAWS:
+                self.draws.pop(next(iter(self.draws)))
             rows = self.dataset.splits["train"]
             self.draws[name] = draw(condition, seed, self.dataset.classes, self.labels["train"], self.keys[rows])
         return self.draws[name]
@@ -73,7 +76,8 @@ class Workshop:
         """Note what a stage cost when it was made, in this study or in one that shared it."""
         size = sum(entry["bytes"] for entry in artifact.manifest["files"].values())
         self.stages.append({"stage": stage, "address": artifact.address, "from_cache": from_cache,
-                            "seconds": artifact.about["seconds"], "bytes": size})
+                            "seconds": artifact.about["seconds"], "bytes": size,
+                            "place": artifact.path.relative_to(self.cache).as_posix()})
 
 
 @dataclass(frozen=True)
@@ -143,8 +147,9 @@ def input_spec(workshop: Workshop, network: models.Network, views: tuple[View, .
 
 
 def distortion_spec(workshop: Workshop, distortion: Distortion) -> dict[str, Any]:
-    """A distortion as an address holds it: its settings, on the scale that `auto` stands for here."""
-    spec: dict[str, Any] = {"version": DISTORTIONS, "kind": distortion.kind, **distortion.settings}
+    """A distortion as an address holds it: its settings, on the scale that `auto` stands for here, and its chance."""
+    spec: dict[str, Any] = {"version": DISTORTIONS, "kind": distortion.kind, **distortion.settings,
+                            "data_seed": workshop.study.data.data_seed}
     if "scale" in spec:
         spec["scale"] = corruptions.published_scale(distortion, workshop.dataset.images.shape[1])
     return spec
@@ -164,10 +169,22 @@ def inputs_of(workshop: Workshop, network: models.Network) -> dict[str, str]:
     return {"data": workshop.dataset.content, "backbone": workshop.hashes[id(network)]}
 
 
+def features_recipe(workshop: Workshop, network: models.Network, inputs: dict[str, str]) -> store.Recipe:
+    """What the bank of a backbone's features is made from; `inputs` are those that `inputs_of` gives."""
+    return store.Recipe("features", banks.VERSION, input_spec(workshop, network), inputs)
+
+
+def distorted_recipe(workshop: Workshop, network: models.Network, inputs: dict[str, str], split: str,
+                     views: tuple[View, ...], distortion: Distortion) -> store.Recipe:
+    """What the bank of a backbone's features for distorted views of one split is made from."""
+    spec = {**input_spec(workshop, network, views, distortion), "split": split}
+    return store.Recipe("features", banks.VERSION, spec, inputs)
+
+
 def feature_bank(workshop: Workshop, network: models.Network, who: str) -> banks.Bank:
     """The features of a frozen backbone for every view of every sample."""
-    spec, inputs = input_spec(workshop, network), inputs_of(workshop, network)
-    where = store.address("features", banks.VERSION, spec, inputs)
+    recipe = features_recipe(workshop, network, inputs_of(workshop, network))
+    where, spec, inputs = recipe.address, recipe.spec, recipe.inputs
     if where in workshop.feature_banks:  # its checksums were looked at once: that is enough for one process
         return workshop.feature_banks[where]
     bank = banks.cached(workshop.cache, "features", spec, inputs)
@@ -185,9 +202,8 @@ def feature_bank(workshop: Workshop, network: models.Network, who: str) -> banks
 def distorted_bank(workshop: Workshop, network: models.Network, split: str, views: tuple[View, ...],
                    distortion: Distortion, who: str) -> banks.Bank:
     """The features of a frozen backbone for distorted views of one split."""
-    spec = {**input_spec(workshop, network, views, distortion), "split": split}
-    inputs = inputs_of(workshop, network)
-    where = store.address("features", banks.VERSION, spec, inputs)
+    recipe = distorted_recipe(workshop, network, inputs_of(workshop, network), split, views, distortion)
+    where, spec, inputs = recipe.address, recipe.spec, recipe.inputs
     if where in workshop.feature_banks:
         return workshop.feature_banks[where]
     bank = banks.cached(workshop.cache, "features", spec, inputs)
