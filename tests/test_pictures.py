@@ -183,7 +183,7 @@ def test_long_names_keep_what_tells_them_apart() -> None:
 def test_packed_pictures_keep_their_pixels(explained: tuple[Findings, Album]) -> None:
     make = ("one", "", lambda: pictures.winners(explained[0], explained[1], [0, 4]))
     plain = figures.render(*make)
-    packed = pictures._lighter(plain)
+    packed = figures.lighter(plain)
     before, after = (PNG.findall(each.svg.replace("\n", "")) for each in (plain, packed))
     assert len(before) == len(after) > 6 and len(packed.svg) < len(plain.svg)
     for one, other in zip(before, after, strict=True):

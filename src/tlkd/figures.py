@@ -1,5 +1,7 @@
 """The figures of a study: TL is blue, TL+KD orange or red, controls green or violet; the same bytes each time."""
 
+import base64
+import dataclasses
 import io
 import re
 import warnings
@@ -15,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from tlkd import wording
 from tlkd.contrasts import Contrast, Floats, Group, arm_label
@@ -106,6 +109,25 @@ def render(name: str, alt: str, make: Callable[[], Figure]) -> Drawing:
     # Text stays text. DejaVu is a wide face: what fits in it also fits in the narrower ones that readers have.
     text = svg.getvalue().replace("'DejaVu Sans'", "Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif")
     return Drawing(name, alt, re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL), png.getvalue())
+
+
+def lighter(drawing: Drawing) -> Drawing:
+    """The same with the pictures in its SVG packed: a palette where colours are few, and nothing of transparency.
+
+    Their ids go: matplotlib makes them from the pixels, so that two of the same pixels would have the same.
+    """
+    def packed(found: re.Match[str]) -> str:
+        image = Image.open(io.BytesIO(base64.b64decode(found[1]))).convert("RGB")
+        colours, places = np.unique(np.asarray(image).reshape(-1, 3) @ [65536, 256, 1], return_inverse=True)
+        if len(colours) <= 256:
+            image = Image.fromarray(places.reshape(image.size[::-1]).astype(np.uint8)).convert("P")
+            image.putpalette(np.stack([colours >> 16, colours >> 8 & 255, colours & 255], 1).astype(np.uint8).tobytes())
+        buffer = io.BytesIO()
+        image.save(buffer, "png", optimize=True)
+        return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+    svg = re.sub(r"data:image/png;base64,([A-Za-z0-9+/=\s]+)", packed, drawing.svg)
+    return dataclasses.replace(drawing, svg=re.sub(r' id="image[0-9a-f]+"', "", svg))
 
 
 # --- gains ------------------------------------------------------------------------------------------------------------

@@ -3,11 +3,7 @@
 The networks that explain one image stand side by side and share one symmetric scale, which is drawn beside them.
 """
 
-import base64
-import dataclasses
-import io
 import math
-import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -42,7 +38,7 @@ COLOURS = mpl.colormaps["RdBu_r"]
 
 def draw(found: Findings, albums: Sequence[Album]) -> list[Drawing]:
     """All pictures for which the study has attributions."""
-    return [_lighter(figures.render(*each)) for number, album in enumerate(albums)
+    return [figures.lighter(figures.render(*each)) for number, album in enumerate(albums)
             for each in _makers(found, album, first=number == 0)]
 
 
@@ -170,25 +166,6 @@ def _two_lines(text: str, longest: int) -> str:
 def _tail(text: str, longest: int) -> str:
     """The end of an id, which is what tells it from others."""
     return text if len(text) <= longest else f"\N{HORIZONTAL ELLIPSIS}{text[1 - longest:]}"
-
-
-def _lighter(drawing: Drawing) -> Drawing:
-    """The same with the pictures in its SVG packed: a palette where colours are few, and nothing of transparency.
-
-    Their ids go: matplotlib makes them from the pixels, so that two of the same pixels would have the same.
-    """
-    def packed(found: re.Match[str]) -> str:
-        image = Image.open(io.BytesIO(base64.b64decode(found[1]))).convert("RGB")
-        colours, places = np.unique(np.asarray(image).reshape(-1, 3) @ [65536, 256, 1], return_inverse=True)
-        if len(colours) <= 256:
-            image = Image.fromarray(places.reshape(image.size[::-1]).astype(np.uint8)).convert("P")
-            image.putpalette(np.stack([colours >> 16, colours >> 8 & 255, colours & 255], 1).astype(np.uint8).tobytes())
-        buffer = io.BytesIO()
-        image.save(buffer, "png", optimize=True)
-        return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-    svg = re.sub(r"data:image/png;base64,([A-Za-z0-9+/=\s]+)", packed, drawing.svg)
-    return dataclasses.replace(drawing, svg=re.sub(r' id="image[0-9a-f]+"', "", svg))
 
 
 # --- figures 6.2 to 6.5 -----------------------------------------------------------------------------------------------

@@ -54,7 +54,8 @@ def load(folder: StudyFolder) -> Specimens | None:
 def draw(folder: StudyFolder, found: Findings) -> list[Drawing]:
     """The pictures of a study's difficulties and of its distorted test images, where it has any."""
     specimens = load(folder)
-    return [] if specimens is None else [figures.render(*each) for each in _makers(specimens, found)]
+    return [] if specimens is None else [figures.lighter(figures.render(*each)) for each in _makers(
+        specimens, found)]
 
 
 def _makers(specimens: Specimens, found: Findings) -> Iterator[Maker]:
@@ -92,8 +93,10 @@ def sheet(specimens: Specimens, rows: Sequence[int],
                       fontsize=8, color=INK)
         for column in range(columns):
             x = LABEL + column * (SIDE + GAP)
-            axes.imshow(_thinned(specimens.images[row, column]), extent=(x, x + SIDE, y + SIDE, y), aspect="auto",
-                        interpolation="none", alpha=0.25 if taken is not None and taken[column] is None else 1)
+            image = _thinned(specimens.images[row, column])
+            kept = taken is None or taken[column] is not None
+            axes.imshow(image if kept else 255 - (255 - image) // 4, extent=(x, x + SIDE, y + SIDE, y), aspect="auto",
+                        interpolation="none")
             if taken is not None:
                 called = taken[column]
                 wrong = called is not None and called != specimens.labels[column]

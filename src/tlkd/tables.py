@@ -10,6 +10,7 @@ import pandas as pd
 from tlkd import regions
 from tlkd.album import AGAIN, of_each_class
 from tlkd.contrasts import METRICS, NOT_EXAMINED, SAME_AS_TL, Contrast, arm_label
+from tlkd.distortions import describe
 from tlkd.findings import Findings
 from tlkd.folder import Run
 from tlkd.foreground import Foreground
@@ -184,6 +185,9 @@ def settings(study: Study) -> pd.DataFrame:
     dumped = study.model_dump(mode="json", exclude={"footnotes"})
     dumped["arms"] = {arm["name"]: {key: value for key, value in arm.items() if key != "name" and value is not None}
                       for arm in dumped["arms"]}
+    dumped["robustness"] = [describe(each) for one in study.robustness for each in one.distortions]
+    dumped["exclude"] = ["; ".join(f"{key} {', '.join(map(str, value))}" for key, value in each.items() if value)
+                         for each in dumped["exclude"]]
     dumped["conditions"] = {each.name: _condition(study, each) for each in study.conditions}
     return frame_of("key value", ({"key": key, "value": value} for key, value in _flat("", dumped)))
 
