@@ -16,13 +16,13 @@ import pytest
 import torch
 
 from conftest import draw_shape
-from tlkd import study as pipeline
+from tlkd import stages
 from tlkd.datasets import open_dataset
 from tlkd.errors import BadInput
-from tlkd.folder import RESULT_COLUMNS, StudyFolder
+from tlkd.folder import KILLED, RESULT_COLUMNS, StudyFolder, plan, teacher_fits
 from tlkd.reading import apply_set, validate
 from tlkd.specs import Data, Study
-from tlkd.study import run_study
+from tlkd.study import Step, open_steps, run_study, steps
 
 CPU = torch.device("cpu")
 
@@ -85,8 +85,8 @@ def test_a_finished_run_is_never_repeated(shapes_folder: Path, own_cache: Path, 
     run_study(spec, out, CPU)
     before = numbers(out)
     trained: list[str] = []
-    real = pipeline.train
-    monkeypatch.setattr(pipeline, "train", lambda *a, **k: trained.append(a[1].who + str(k["seed"])) or real(*a, **k))
+    real = stages.train
+    monkeypatch.setattr(stages, "train", lambda *a, **k: trained.append(a[1].who + str(k["seed"])) or real(*a, **k))
     shutil.rmtree(out / "runs" / "tl_kd-clean-1")
     run_study(spec, out, CPU)
     assert trained == ["student1"]  # neither the teacher nor any other run
@@ -185,6 +185,12 @@ def test_a_failed_run_leaves_the_others(shapes_folder: Path, own_cache: Path, tm
     ("student.weights=imagenet22k", "student.weights"),
     ("data.source=folder:/nowhere/at/all", "data.source"),
     ("data.dev_fraction=0.01", "data.dev_fraction"),
+    ("conditions=[{name: few, train_fraction: 0.01}]",
+     r"^conditions\.few\.train_fraction: found 0\.01, which leaves none of the 16 training images of class 'disc'"),
+    ("conditions=[{name: noisy, label_noise: {fraction: 0.1, to: {disk: frame}}}]",
+     r"^conditions\.noisy\.label_noise\.to: there is no class 'disk'; did you mean 'disc'\?; allowed: disc, frame"),
+    ("conditions=[{name: other, student: {model: 'packaged:efficientnet_lite9'}}]",
+     r"^conditions\.other\.student\.model"),
 ])
 def test_bad_input_is_known_before_anything_is_written(shapes_folder: Path, own_cache: Path, tmp_path: Path,
                                                        assignment: str, said: str) -> None:
@@ -192,6 +198,131 @@ def test_bad_input_is_known_before_anything_is_written(shapes_folder: Path, own_
         run_study(small_study(shapes_folder, assignment), tmp_path / "out", CPU)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_failed_is_tried_again_where_asked_and_what_was_killed_always(
+        shapes_folder: Path, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool) -> None:
+    out, spec = tmp_path / "out", small_study(shapes_folder, "seeds=[0]", "training.epochs=1")
+    real = stages.publish_run
+
+    def failing(workshop: Any, folder: StudyFolder, run: Any) -> None:
+        if run.arm.name == "tl_kd":
+            raise RuntimeError("of its own doing")
+        real(workshop, folder, run)
+
+    monkeypatch.setattr(stages, "publish_run", failing)
+    assert run_study(spec, out, CPU) == {"tl_kd-clean-0": "RuntimeError: of its own doing"}
+    monkeypatch.setattr(stages, "publish_run", real)
+    failure = out / "failures" / "tl_kd-clean-0.txt"
+    assert "Traceback" in failure.read_text()
+    if killed:
+        failure.write_text(f"{KILLED} by signal 9 (SIGKILL)\n")
+    else:
+        assert set(run_study(spec, out, CPU, retry_failed=False)) == {"tl_kd-clean-0"}
+    assert open_steps(spec, StudyFolder(out)).keys() == (
+        {"run tl_kd-clean-0", "teacher lite1", "features of student at 32 px", "features of teacher lite1 at 40 px"}
+        if killed else set())
+    assert run_study(spec, out, CPU, retry_failed=not killed) == {}
+    assert not failure.exists()
+    assert len(StudyFolder(out).finished()) == 2
+
+
+# --- the steps --------------------------------------------------------------------------------------------------------
+
+
+def full_study(*assignments: str) -> Study:
+    """Every kind of step; nothing of it is run."""
+    raw: dict[str, Any] = {
+        "name": "full", "data": {"source": "mnist5k"}, "student": {"model": "timm:resnet18", "input_size": 32},
+        "teachers": {"big": {"model": "timm:resnet34", "input_size": 64},
+                     "wise": {"model": "timm:resnet34", "input_size": 64, "trained_on": "clean",
+                              "labels": "clean_view"},
+                     "asked": {"model": "timm:resnet50", "input_size": 64, "trained_on": "clean"}},
+        "arms": [{"name": "kd", "kind": "tl_kd", "teacher": "big"},
+                 {"name": "wise", "kind": "tl_kd", "teacher": "wise"},
+                 {"name": "asked", "kind": "tl_kd", "teacher": "asked"}, {"name": "own", "kind": "self"},
+                 {"name": "tl", "kind": "tl"}],
+        "conditions": [{"name": "clean"}, {"name": "few", "train_fraction": 0.5},
+                       {"name": "dark", "corruption": {"kind": "center_black", "fraction": 0.5}},
+                       {"name": "darker", "corruption": {"kind": "center_black", "fraction": 0.9}},
+                       {"name": "jpeg", "corruption": {"kind": "jpeg"}, "arms": ["tl"], "seeds": [7]}],
+        "seeds": [0, 1], "robustness": [{"kind": "jpeg"}]}
+    for assignment in assignments:
+        apply_set(raw, assignment)
+    return validate(raw, "full.yaml")
+
+
+def by_name(study: Study) -> dict[str, Step]:
+    found = {step.name: step for step in steps(study)}
+    assert len(found) == len(steps(study))
+    return found
+
+
+STUDENT, BIG, WISE, ASKED = ("features of student at 32 px", "features of teacher big at 64 px",
+                             "features of teacher wise at 64 px", "features of teacher asked at 64 px")
+
+
+@pytest.mark.parametrize("assignments", [
+    (), ("bank=off",), ("student.start=tl",), ("student.trainable=all",), ("teachers.big.trainable=last:1",),
+    ("teachers.big.per_seed=true", "teachers.wise.per_seed=true"), ("student.weights=none",), ("robustness=[]",),
+    ("exclude=[{arms: [kd, own], conditions: [dark]}, {arms: [asked]}]",)])
+def test_every_need_is_a_step_that_comes_before(assignments: tuple[str, ...]) -> None:
+    spec = full_study(*assignments)
+    before: set[str] = set()
+    for step in steps(spec):
+        assert before.issuperset(step.needs), step
+        assert len(set(step.needs)) == len(step.needs)
+        before.add(step.name)
+    assert {name for name in before if name.startswith("run ")} == {f"run {run.run_id}" for run in plan(spec)}
+    assert {name for name in before if name.startswith("teacher ")} == {
+        f"teacher {fit.fit_id}" for fit in teacher_fits(spec)}
+    needed = {need for step in steps(spec) for need in step.needs}
+    assert {step.name for step in steps(spec) if step.kind in ("features", "teacher")} <= needed  # nothing in vain
+
+
+def test_what_each_step_needs() -> None:
+    found = by_name(full_study())
+    assert {name for name, step in found.items() if step.kind == "features"} == {
+        STUDENT, BIG, WISE, ASKED, f"{STUDENT}, dark", f"{STUDENT}, jpeg", f"{BIG}, dark", f"{ASKED}, dark"}
+    assert {name: set(step.needs) for name, step in found.items() if step.kind == "teacher"} == {
+        "teacher big": {BIG}, "teacher wise": {WISE}, "teacher asked": {ASKED},
+        **{f"teacher big-few-{seed}": {BIG} for seed in (0, 1)},
+        **{f"teacher big-{name}-{seed}": {BIG, f"{BIG}, dark"} for name in ("dark", "darker") for seed in (0, 1)}}
+    expected = {
+        "tl-clean-0": {STUDENT}, "kd-clean-0": {STUDENT, "teacher big", BIG},
+        "wise-clean-1": {STUDENT, "teacher wise", WISE}, "own-few-1": {STUDENT, "run tl-few-1"},
+        "kd-few-1": {STUDENT, "teacher big-few-1", BIG},
+        "kd-darker-0": {STUDENT, f"{STUDENT}, dark", "teacher big-darker-0", BIG, f"{BIG}, dark"},
+        "wise-dark-0": {STUDENT, f"{STUDENT}, dark", "teacher wise", WISE},
+        "asked-dark-0": {STUDENT, f"{STUDENT}, dark", "teacher asked", ASKED, f"{ASKED}, dark"},
+        "own-dark-1": {STUDENT, f"{STUDENT}, dark", "run tl-dark-1"}, "tl-jpeg-7": {STUDENT, f"{STUDENT}, jpeg"}}
+    assert {name: set(found[f"run {name}"].needs) for name in expected} == expected
+    assert {step.needs for step in found.values() if step.kind == "robustness"} == {
+        (f"run {run.run_id}",) for run in plan(full_study())}
+
+
+def test_without_banks_or_with_all_of_a_network_trained_there_is_nothing_to_bank() -> None:
+    live = by_name(full_study("bank=off"))
+    assert {step.kind for step in live.values()} == {"teacher", "run", "robustness"}
+    assert live["run kd-dark-0"].needs == ("teacher big-dark-0",) and live["run tl-dark-0"].needs == ()
+    whole = by_name(full_study("student.trainable=all"))
+    assert not any(name.startswith(STUDENT) for name in whole)
+    assert set(whole["run kd-dark-0"].needs) == {"teacher big-dark-0", BIG, f"{BIG}, dark"}
+
+
+def test_every_arm_but_tl_waits_for_tl_where_it_starts_from_it() -> None:
+    found = by_name(full_study("student.start=tl"))
+    for run in plan(full_study()):
+        waits = f"run tl-{run.condition.name}-{run.seed}" in found[f"run {run.run_id}"].needs
+        assert waits == (run.arm.name != "tl")
+
+
+def test_a_step_says_how_many_threads_it_takes() -> None:
+    found = by_name(full_study("training.threads=2", "teachers.big.training.threads=3",
+                               "arms.kd.training={threads: 4}"))
+    assert (found["run tl-clean-0"].threads, found["run kd-clean-0"].threads) == (2, 4)
+    assert (found["teacher big"].threads, found["teacher wise"].threads, found[STUDENT].threads) == (3, 2, 1)
 
 
 def test_a_damaged_bank_is_rebuilt_and_said(shapes_folder: Path, own_cache: Path, tmp_path: Path,

@@ -304,18 +304,19 @@ class _Bench:
 
     context: Context | None = None
     workshop: Workshop | None = None
+    folder: StudyFolder | None = None  # which reads its study once: that takes longer than a step's own looking about
     steps: dict[str, Step] = field(default_factory=dict)
 
 
 _bench = _Bench()
 
 
-def _at_bench(context: Context) -> Workshop:
-    if _bench.context != context or _bench.workshop is None:
-        _bench.workshop = open_workshop(context)
+def _at_bench(context: Context) -> tuple[Workshop, StudyFolder]:
+    if _bench.context != context or _bench.workshop is None or _bench.folder is None:
+        _bench.workshop, _bench.folder = open_workshop(context), StudyFolder(context.out)
         _bench.steps = {step.name: step for step in steps(context.study)}
         _bench.context = context
-    return _bench.workshop
+    return _bench.workshop, _bench.folder
 
 
 def work(context: Context, name: str) -> Outcome:
@@ -323,7 +324,7 @@ def work(context: Context, name: str) -> Outcome:
 
     `BadInput` goes through: a full disk, say, after which nothing would fare better.
     """
-    workshop, folder = _at_bench(context), StudyFolder(context.out)
+    workshop, folder = _at_bench(context)
     step = _bench.steps[name]
     workshop.stages.clear()
     try:
@@ -343,8 +344,8 @@ def leading(work: Callable[[Any, str], Outcome], context: Context) -> Executor:
 def follow(device: torch.device) -> None:
     """Train along with a crew's main process until it lets go; nothing is published here, and nothing shown."""
     def take(context: Context, do: Callable[[Workshop, StudyFolder, Any], Any], what: Any) -> None:
-        workshop = _at_bench(replace(context, device=str(device)))
-        do(workshop, StudyFolder(context.out), what)
+        workshop, folder = _at_bench(replace(context, device=str(device)))
+        do(workshop, folder, what)
         workshop.stages.clear()
 
     progress.relay(lambda news: None, bars=False)
