@@ -46,9 +46,15 @@ def test_what_is_asked_for_replaces_adds_and_drops() -> None:
     assert texts(search, "tl_kd") == {
         "training.learning_rate": "log:0.001..0.3", "training.weight_decay": "log:1e-06..0.01",
         "soft_weight": "0.05..1", "training.batch_size": "8,16", "training.epochs": "2..5"}
-    assert [space.whole for space in search.spaces["tl"]] == [False, False, False, True]
+    assert [space.whole for space in search.spaces["tl"]] == [False, False, True, False]
     assert search.own(search.arms[1]) == {"training.learning_rate": 0.02, "training.weight_decay": 0.0005,
                                           "soft_weight": 0.5, "training.batch_size": 16, "training.epochs": 3}
+
+
+def test_the_order_of_what_is_asked_for_decides_nothing() -> None:
+    asked = ["training.epochs=2..5", "temperature=1..2", "training.batch_size=8,16", "training.learning_rate=0.1..0.2"]
+    one, other = (search_of(study(), asked=order).spaces for order in (asked, asked[::-1]))
+    assert one == other
 
 
 def test_the_own_setting_is_the_one_under_the_condition() -> None:

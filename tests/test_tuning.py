@@ -214,6 +214,7 @@ def test_killed_and_started_again(shapes_folder: Path, tmp_path: Path) -> None:
     assert 3 <= len(stamps) < 10, "killed too late to test anything"
     with (killed / "journal.log").open("a") as file:
         file.write('{"op_code":5,"wor')
+    (killed / "journal.log.lock").unlink(missing_ok=True)  # it may have been killed just then
     (killed / "journal.log.lock").symlink_to(killed / "journal.log")
     found = tune(search, 5, killed, CPU)
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
@@ -336,17 +337,18 @@ def test_without_optuna_the_extra_is_named(shapes_folder: Path, tmp_path: Path,
 
 
 def test_a_training_s_name_holds_all_that_it_needs(shapes_folder: Path) -> None:
-    search = small_search(shapes_folder)
-    setting = {"training.learning_rate": 0.1 + 0.2, "training.schedule": "cosine", "training.early_stopping": None,
-               "training.batch_size": 8, "soft_weight": 1e-7}
+    search = small_search(shapes_folder, asked=["training.schedule=cosine,plateau", "training.early_stopping=null,5",
+                                                "training.batch_size=8..16", "temperature=fixed"])
+    setting = {"training.learning_rate": 0.1 + 0.2, "training.weight_decay": 1e-6, "soft_weight": 0.25,
+               "training.batch_size": 8, "training.schedule": "cosine", "training.early_stopping": None}
+    assert list(setting) == [space.key for space in search.spaces["tl_kd"]]
     name = tuning.job_name("tl_kd", 12, 3, setting)
-    assert name == ("tl_kd-12-3 learning_rate=0.30000000000000004 schedule=\"cosine\" early_stopping=null batch_size=8 "
-                    "soft_weight=1e-07")
+    assert name == 'tl_kd-12-3 0.30000000000000004 1e-06 0.25 8 "cosine" null'
     run = tuning.run_of(search, name)
     assert (run.arm.name, run.seed, run.condition.name) == ("tl_kd", 3, "clean")
-    assert run.arm.training == {"learning_rate": 0.1 + 0.2, "schedule": "cosine", "early_stopping": None,
-                                "batch_size": 8}
-    assert run.arm.soft_weight == 1e-7
+    assert run.arm.training == {"learning_rate": 0.1 + 0.2, "weight_decay": 1e-6, "schedule": "cosine",
+                                "early_stopping": None, "batch_size": 8}
+    assert (run.arm.soft_weight, run.arm.temperature) == (0.25, 4.0)
     assert tuning.run_of(search, tuning.job_name("tl", 1, 0, {})).arm == search.study.arms[0]
 
 

@@ -171,6 +171,9 @@ def _spaces(study: Study, arms: Sequence[Arm], condition: Condition,
         if key in wanted:
             raise BadInput(f"--search {text}: {key} was given a space already; allowed: one a key")
         wanted[key] = space
+    known = list(Training.model_fields)  # in one order, since that of the keys decides what a sampler draws for each
+    wanted = dict(sorted(wanted.items(), key=lambda pair: known.index(pair[0].removeprefix("training."))
+                         if pair[0].startswith("training.") else len(known)))
     found = {}
     for arm in arms:
         own = {**_defaults(study, arm, condition, wanted), **{key: space for key, space in wanted.items() if _has(

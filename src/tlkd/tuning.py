@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from tlkd import banks, evaluation, models, progress, seeding, stages, store, study, tuned
 from tlkd.batches import Rows, predict
-from tlkd.engine import Executor, Inline, Job, Outcome, run_all
+from tlkd.engine import Executor, Inline, Job, Outcome, failure_line, run_all
 from tlkd.errors import BadInput, RunFailed
 from tlkd.folder import EXTENDABLE, KILLED, Run, StudyFolder, TeacherFit, plan, teacher_fit
 from tlkd.provenance import provenance
@@ -91,13 +91,13 @@ def _carry_on(context: Context, searches: list["_ArmSearch"], trials: int, make_
         if not getattr(executor, "shared", True):
             raise BadInput("--engine ray: not every node sees the folder and the cache; a search needs an --out and a "
                            "TLKD_CACHE on storage that all nodes share")
-        failures = _prepare(context, executor) or _search(context, searches, trials, executor)
+        failures = _prepare(context, executor) or _search(searches, trials, executor)
     finally:
         executor.close()
     if failures:
         name, why = next(iter(failures.items()))
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
-        name = name.partition(" ")[0] if "=" in name else name
+        name = name if name.startswith(("features ", "teacher ")) else name.partition(" ")[0]
         raise RunFailed(f"{name} failed: {why}{more}; the same command tries it again")
 
 
@@ -297,73 +297,90 @@ def _distribution(space: Space) -> "optuna.distributions.BaseDistribution":
 # --- ask and tell -----------------------------------------------------------------------------------------------------
 
 
-def _search(context: Context, searches: list[_ArmSearch], trials: int, executor: Executor) -> dict[str, str]:
+class _Turns:
+    """Whose turn it is: trials that an earlier start left first, then the arm with the fewest under way.
+
+    What failed by no fault of its setting leaves its trial open, for the next start; a worker that was killed is given
+    one more try at once.
+    """
+
+    def __init__(self, searches: list[_ArmSearch], trials: int, parallel: bool) -> None:
+        self.searches, self.trials, self.parallel = searches, trials, parallel
+        self.failures: dict[str, str] = {}
+        self._left = deque(attempt for each in searches for attempt in each.unfinished() if attempt.number <= trials)
+        self._jobs: deque[tuple[_Attempt, int]] = deque()
+        self._under_way = dict.fromkeys((each.arm.name for each in searches), 0)
+        self._again: set[str] = set()
+
+    @property
+    def finished(self) -> int:
+        """The number of trials that are over, of all arms."""
+        return sum(min(len(each.complete()), self.trials) for each in self.searches)
+
+    def next(self) -> tuple[_Attempt, int] | None:
+        """The next training, of a trial that is begun only now if none has one left; None where all are begun."""
+        if not self._jobs:
+            attempt = self._left.popleft() if self._left else self._ask()
+            if attempt is None:
+                return None
+            self._under_way[attempt.searching.arm.name] += 1
+            self._jobs.extend((attempt, seed) for seed in attempt.searching.search.seeds)
+        return self._jobs.popleft()
+
+    def _ask(self) -> _Attempt | None:
+        waiting = [each for each in self.searches if each.begun < self.trials]
+        if not waiting:
+            return None
+        return min(waiting, key=lambda each: (self._under_way[each.arm.name], each.begun)).ask(self.parallel)
+
+    def settle(self, attempt: _Attempt, seed: int, job: Job, outcome: Outcome) -> bool:
+        """Note how a training ended; whether its trial is over with it."""
+        if outcome.failure.startswith(KILLED) and job.name not in self._again:
+            self._again.add(job.name)
+            self._jobs.appendleft((attempt, seed))
+        elif outcome.failure:
+            self.failures[job.name] = outcome.failure
+        else:
+            attempt.results[seed] = outcome.value
+        if len(attempt.results) < len(attempt.searching.search.seeds):
+            return False
+        attempt.searching.tell(attempt)
+        self._under_way[attempt.searching.arm.name] -= 1
+        return True
+
+
+def _search(searches: list[_ArmSearch], trials: int, executor: Executor) -> dict[str, str]:
     """Try until every arm has its trials, with no slot idle; what failed by no fault of its setting, by job.
 
-    Arms take turns, the one with the fewest trials under way first. With one slot everything before a trial is over
-    when it is asked for, so that the search can be repeated exactly. A trial that such a failure leaves open is taken
-    up again by the next start.
+    With one slot all that went before a trial is over when it is asked for, so that a search can be repeated exactly.
     """
-    seeds = searches[0].search.seeds
-    waiting = deque(attempt for each in searches for attempt in each.unfinished() if attempt.number <= trials)
-    under_way = dict.fromkeys((each.arm.name for each in searches), 0)
-    jobs: deque[tuple[_Attempt, int]] = deque()
+    turns = _Turns(searches, trials, executor.slots > 1)
     flight: dict[Future[Outcome], tuple[_Attempt, int, Job]] = {}
-    failures: dict[str, str] = {}
-    again: set[str] = set()
-    finished = sum(min(len(each.complete()), trials) for each in searches)
-
-    def next_attempt() -> _Attempt | None:
-        if waiting:
-            return waiting.popleft()
-        left = [each for each in searches if each.begun < trials]
-        if not left:
-            return None
-        return min(left, key=lambda each: (under_way[each.arm.name], each.begun)).ask(executor.slots > 1)
-
     try:
-        with progress.bar("trials", trials * len(searches), finished) as advance:
+        with progress.bar("trials", trials * len(searches), turns.finished) as advance:
             while True:
-                while len(flight) < executor.slots:
-                    if not jobs:
-                        attempt = next_attempt()
-                        if attempt is None:
-                            break
-                        under_way[attempt.searching.arm.name] += 1
-                        jobs.extend((attempt, seed) for seed in seeds)
-                    attempt, seed = jobs.popleft()
-                    job = attempt.job(seed)
-                    flight[executor.submit(job)] = attempt, seed, job
+                while len(flight) < executor.slots and (turn := turns.next()) is not None:
+                    job = turn[0].job(turn[1])
+                    flight[executor.submit(job)] = *turn, job
                 if not flight:
-                    return failures
+                    return turns.failures
                 for future in wait(flight, return_when=FIRST_COMPLETED).done:
                     attempt, seed, job = flight.pop(future)
-                    failure, value = _outcome(future)
-                    if failure.startswith(KILLED) and job.name not in again:
-                        again.add(job.name)
-                        jobs.appendleft((attempt, seed))
-                    elif failure:
-                        failures[job.name] = failure
-                    else:
-                        attempt.results[seed] = value
-                        if len(attempt.results) == len(seeds):
-                            attempt.searching.tell(attempt)
-                            under_way[attempt.searching.arm.name] -= 1
-                            advance()
+                    if turns.settle(attempt, seed, job, _outcome(job, future)):
+                        advance()
     except BaseException:
         executor.close(now=True)
         raise
 
 
-def _outcome(future: Future[Outcome]) -> tuple[str, Any]:
-    """A job's failure, or what it gave. Raises `BadInput`."""
+def _outcome(job: Job, future: Future[Outcome]) -> Outcome:
+    """How a job ended. Raises `BadInput`."""
     try:
-        outcome = future.result()
+        return future.result()
     except BadInput:
         raise
     except Exception as error:  # of the executor itself
-        return f"{type(error).__name__}: {' '.join(str(error).split())}", None
-    return outcome.failure, outcome.value
+        return Outcome(job.name, failure=failure_line(error))
 
 
 def _prepare(context: Context, executor: Executor) -> dict[str, str]:
@@ -383,19 +400,16 @@ def _prepare(context: Context, executor: Executor) -> dict[str, str]:
 
 
 def job_name(arm: str, number: int, seed: int, setting: Mapping[str, Any]) -> str:
-    """A training's name, which holds all that it needs to know: `tl_kd-7-0 learning_rate=0.02 temperature=4.5`."""
-    pairs = [f"{key.removeprefix('training.')}={json.dumps(value)}" for key, value in setting.items()]
-    return " ".join([f"{arm}-{number}-{seed}", *pairs])
+    """A training's name, which holds all that it needs to know: `tl_kd-7-0 0.02 4.5`, values in their keys' order."""
+    return " ".join([f"{arm}-{number}-{seed}", *(json.dumps(value) for value in setting.values())])
 
 
 def run_of(search: Search, name: str) -> Run:
-    """The run that a training's name stands for."""
-    head, *pairs = name.split(" ")
+    """The run that a training's name stands for; one without values is of the arm as it stands in the study."""
+    head, *values = name.split(" ")
     arm, _, seed = head.rsplit("-", 2)
-    setting: dict[str, Any] = {}
-    for pair in pairs:
-        key, _, value = pair.partition("=")
-        setting[key if key in Arm.model_fields else f"training.{key}"] = json.loads(value)
+    keys = [space.key for space in search.spaces[arm]] if values else []
+    setting = {key: json.loads(value) for key, value in zip(keys, values, strict=True)}
     return Run(with_setting(next(each for each in search.study.arms if each.name == arm), setting), search.condition,
                int(seed))
 
@@ -442,6 +456,7 @@ def work(context: Context, name: str) -> Outcome:
     `BadInput` goes through: a full disk, say, after which nothing would fare better.
     """
     workshop, folder = _open(context), StudyFolder(context.out)
+    workshop.stages.clear()
     with store.guard_disk(context.out):
         try:
             if name in _bench.steps:
