@@ -20,6 +20,7 @@ from difficult_folders import (
     write_examples,
     write_robustness,
 )
+from explained_folders import write_explanations
 from study_folders import lay_down
 from tlkd import difficulty_sections, difficulty_tables, figures, report, sections, store, tables
 from tlkd.findings import Findings, find
@@ -236,6 +237,21 @@ def test_a_family_too_large_for_its_seeds_is_said(tmp_path: Path) -> None:
     folder = lay_down(tmp_path / "s", seeds=5, per_class=4, epochs=2, conditions=[CLEAN, *fractions(0.5, 0.1)])
     note = difficulty_sections.gains(find(folder)).note
     assert "With so many and 5 seeds no p over seeds can fall below 0.125: none of these alone can be sup" in note
+
+
+def test_explained_difficulties_are_a_family_of_their_own(tmp_path: Path) -> None:
+    folder = lay_down(tmp_path / "s", seeds=3, per_class=4, epochs=2, conditions=[CLEAN, *fractions(0.5, 0.1)],
+                      explanation={"conditions": ["clean", "few_50", "few_10"]},
+                      data={"source": "folder:somewhere", "augment": [], "masks": "masks.json"})
+    write_explanations(folder.path, images=8, masked=8, pictures=1, side=8)
+    report.write(folder.path)
+    found = find(folder)
+    assert found.explanations is not None
+    sizes = {each.condition: each.everything.verdict.contrasts for each in found.explanations.foregrounds
+             if each.everything is not None}
+    assert sizes == {"clean": 1, "few_50": 2, "few_10": 2}
+    assert [each.label for each in summarise(found).statements[1].evidence] == ["TL+KD"]
+    assert "Pictures: few_10" in words(folder.path)
 
 
 # --- what is missing, and what to beware of ---------------------------------------------------------------------------

@@ -187,5 +187,8 @@ def _so(here: Sequence[Control]) -> str:
             if each.difference.word != "inconclusive"]
     open_ = [CONCLUSIONS[each.arm.kind][2] for each in here if each.difference.word == "inconclusive"]
     sure, open_ = list(dict.fromkeys(sure)), list(dict.fromkeys(open_))
-    unknown = f"whether {' or '.join(open_)} cannot be told" if open_ else ""
+    verdict = here[0].difference
+    too_few = 2.0 ** (1 - verdict.n_seeds) * verdict.contrasts >= verdict.level
+    why = f" with {count(verdict.contrasts, 'test')} on {count(verdict.n_seeds, 'seed')}" if too_few else ""
+    unknown = f"whether {' or '.join(open_)} cannot be told{why}" if open_ else ""
     return ", ".join(text for text in (f"so {listed(sure)}" if sure else "", unknown) if text)

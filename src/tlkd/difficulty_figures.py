@@ -18,9 +18,9 @@ from tlkd.findings import Findings
 from tlkd.robustness import Curve
 from tlkd.series import AXES, CORRUPTION, Place, Series, under
 from tlkd.specs import Arm
-from tlkd.statistics import Verdict
 
 MARKERS = "oDs^vP"
+NOTHING = (float("nan"),) * 3
 APART = 0.06  # of an axis: labels of places that lie closer are left out
 LONG = 12  # letters: longer names of distortions are turned
 DEGREES = {"severity": "severity", "size": "side of the square (of the image's)"}
@@ -57,7 +57,7 @@ def along(found: Findings, series: Series) -> Figure:
     axes = np.array(figure.subplots(2, 2 if beside else 1, sharex=True, squeeze=False, height_ratios=(1.15, 1)))
     metric = found.study.verdict.metric
     _levels(axes[0, 0], found, places, metric)
-    _tested_gains(axes[1, 0], found, series)
+    _tested_gains(axes[1, 0], found, series, places)
     axes[0, 0].set_ylabel(f"{figures.METRIC[metric]} (%)")
     axes[1, 0].set_ylabel("gain over TL (points)")
     if beside:
@@ -74,22 +74,25 @@ def along(found: Findings, series: Series) -> Figure:
 
 
 def _levels(axes: Axes, found: Findings, places: Sequence[Place], metric: str) -> None:
+    """Each arm's mean and sd over seeds; a line joins neighbouring places alone, where an arm was run under both."""
     for number, arm in enumerate(found.study.arms):
-        groups = [(place.number, group) for place in places for group in [found.group(arm.name, place.name)]
-                  if group is not None]
-        if not groups:
+        groups = [found.group(arm.name, place.name) for place in places]
+        if not any(groups):
             continue
-        shade = figures.colour(found, arm.name)
-        across = 100 * np.array([place for place, _ in groups])
-        means = 100 * np.array([group.metrics[metric].mean() for _, group in groups])
-        sds = 100 * np.array([group.metrics[metric].std(ddof=1) if len(group.seeds) > 1 else 0 for _, group in groups])
+        shade, across = figures.colour(found, arm.name), 100 * np.array([place.number for place in places])
+        values = [np.full(1, np.nan) if group is None else 100 * group.metrics[metric] for group in groups]
+        means, sds = (np.array([measure(each) for each in values]) for measure in (np.mean, _sd))
         axes.fill_between(across, means - sds, means + sds, color=shade, alpha=0.06 if arm.control else 0.16,
                           linewidth=0)
-        axes.plot(across, means, color=shade, label=groups[0][1].label, marker=MARKERS[number % len(MARKERS)],
-                  markersize=3.5 if arm.control else 4.5, linewidth=1.1 if arm.control else 1.9,
-                  linestyle=(0, (4, 2)) if arm.control else "-", zorder=2 if arm.control else 3)
+        axes.plot(across, means, color=shade, label=figures.label(found, arm.name), zorder=2 if arm.control else 3,
+                  marker=MARKERS[number % len(MARKERS)], markersize=3.5 if arm.control else 4.5,
+                  linewidth=1.1 if arm.control else 1.9, linestyle=(0, (4, 2)) if arm.control else "-")
     if metric == "accuracy":
         _teacher_lines(axes, found, places)
+
+
+def _sd(values: Floats) -> float:
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
 
 
 def _teacher_lines(axes: Axes, found: Findings, places: Sequence[Place]) -> None:
@@ -102,32 +105,25 @@ def _teacher_lines(axes: Axes, found: Findings, places: Sequence[Place]) -> None
                       marker=".", markersize=4, zorder=1, label=f"teacher {name}")
 
 
-def _tested_gains(axes: Axes, found: Findings, series: Series) -> None:
+def _tested_gains(axes: Axes, found: Findings, series: Series, places: Sequence[Place]) -> None:
     verdicts = {(group.arm.name, condition.name): verdict for condition, _, group, verdict in compared(found)
                 if verdict is not None}
     smallest = 100 * found.study.verdict.smallest_gain
     axes.axhline(0, color=GREY, linewidth=1, zorder=1)
     axes.axhline(smallest, color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     for course in found.difficulties.of(series) if found.difficulties is not None else ():
-        known = [(place, verdicts[course.arm.name, place.name]) for place in series.places
-                 if (course.arm.name, place.name) in verdicts]
-        if known:
-            _gain_line(axes, found, course.arm, known)
-            _mark_peak(axes, found, course)
+        rows = [(verdict.gain, verdict.interval.low, verdict.interval.high) if verdict is not None else NOTHING
+                for place in places for verdict in [verdicts.get((course.arm.name, place.name))]]
+        _banded(axes, found, course.arm, places, rows)
+        _mark_peak(axes, found, course)
 
 
-def _gain_line(axes: Axes, found: Findings, arm: Arm, known: Sequence[tuple[Place, Verdict]]) -> None:
-    across = 100 * np.array([place.number for place, _ in known])
-    middle, low, high = (100 * np.array(values) for values in zip(*(
-        (one.gain, max(one.interval.low, -1.0), min(one.interval.high, 1.0)) for _, one in known), strict=True))
-    _banded(axes, found, arm, across, (middle, low, high))
-
-
-def _banded(axes: Axes, found: Findings, arm: Arm, across: Floats, lines: tuple[Floats, Floats, Floats]) -> None:
-    """A line and the band around it, where it has one."""
-    middle, low, high = lines
+def _banded(axes: Axes, found: Findings, arm: Arm, places: Sequence[Place],
+            rows: Sequence[tuple[float, float, float]]) -> None:
+    """A line and the band around it, from a gain and the ends of its interval a place; nan leaves a gap."""
+    across, (middle, low, high) = 100 * np.array([place.number for place in places]), 100 * np.array(rows).T
     shade, number = figures.colour(found, arm.name), [each.name for each in found.study.arms].index(arm.name)
-    axes.fill_between(across, low, high, color=shade, alpha=0.16, linewidth=0, where=np.isfinite(low).tolist())
+    axes.fill_between(across, np.maximum(low, -100), np.minimum(high, 100), color=shade, alpha=0.16, linewidth=0)
     axes.plot(across, middle, color=shade, marker=MARKERS[number % len(MARKERS)], markersize=4.5, linewidth=1.9)
 
 
@@ -141,21 +137,18 @@ def _f1_gains(axes: Axes, found: Findings, places: Sequence[Place]) -> None:
     """The gain in F1 with Student's interval over seeds: described, not tested."""
     axes.axhline(0, color=GREY, linewidth=1, zorder=1)
     for arm in found.study.arms:
-        if arm.kind != "tl_kd" or found.tl is None:
-            continue
-        rows = []
-        for place in places:
-            tl, group = found.group(found.tl.name, place.name), found.group(arm.name, place.name)
-            gains = _paired(tl, group, "f1") if tl is not None and group is not None else []
-            if gains:
-                rows.append((place.number, float(np.mean(gains)), *statistics.t_interval(
-                    gains, found.study.verdict.level)))
-        if rows:
-            across, middle, low, high = (100 * np.array(values) for values in zip(*rows, strict=True))
-            _banded(axes, found, arm, across, (middle, np.maximum(low, -100), np.minimum(high, 100)))
+        if arm.kind == "tl_kd" and found.tl is not None:
+            gains = [_paired(found.group(found.tl.name, place.name), found.group(arm.name, place.name), "f1")
+                     for place in places]
+            rows = [(float(np.mean(each)), *statistics.t_interval(each, found.study.verdict.level)) if each else NOTHING
+                    for each in gains]
+            _banded(axes, found, arm, places, rows)
 
 
-def _paired(tl: Group, group: Group, metric: str) -> list[float]:
+def _paired(tl: Group | None, group: Group | None, metric: str) -> list[float]:
+    """An arm's gains over the seeds of both, none where either has none."""
+    if tl is None or group is None:
+        return []
     return [group.value(metric, seed) - tl.value(metric, seed) for seed in group.seeds if seed in tl.seeds]
 
 

@@ -280,7 +280,7 @@ def explanation_facts(found: Findings) -> list[tuple[str, str]]:
     if found.study.data.masks is not None:
         facts.append(("masks", str(found.study.data.masks)))
     labels = {arm.name: arm_label(found.study, arm) for arm in found.study.arms}
-    several = len(found.study.conditions) > 1
+    several = len(seen.shown) > 1
     explained = [f"{labels[arm]}{f', {condition}' if several else ''}: {count(len(seeds), 'seed')}"
                  for (arm, condition), seeds in seen.seeds.items()]
     facts.append(("networks", "; ".join([*explained, *(f"teacher {name}" for name in seen.teachers)])))
@@ -326,7 +326,7 @@ def attention(found: Findings) -> Table:
     """All shares over all images with a mask: arms, teachers, and what an even spread would give."""
     explanations = found.explanations
     assert explanations is not None
-    several = len(found.study.conditions) > 1
+    several = len({each.condition for each in explanations.arms}) > 1
     labels = {arm.name: arm_label(found.study, arm) for arm in found.study.arms}
     rows = []
     arms = sorted(explanations.arms, key=lambda each: list(labels).index(each.name))  # in the study's order

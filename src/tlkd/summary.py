@@ -268,7 +268,7 @@ def _teacher_cautions(found: Findings) -> Iterator[Caution]:
                and found.study.teachers[name].fit]
         apart = f" Under difficulties {listed(own)} is fitted for each seed." if own else ""
         yield Caution(False, "One teacher for all seeds", f"the spread over seeds does not hold the chance that lies "
-                      f"in fitting {listed(one)} itself (`per_seed: true` fits one a seed).{apart}")
+                      f"in fitting {listed(one)} (`per_seed: true` fits one a seed).{apart}")
 
 
 def mean_tl_accuracy(found: Findings) -> float:
@@ -322,7 +322,7 @@ def _explained_cautions(found: Findings) -> Iterator[Caution]:
                       f"images that have a mask, {number(explanations.n_images, 0)} of {number(tests, 0)}.")
         yield Caution(False, "Two scales", explanations.warning)
     labels = {arm.name: arm_label(found.study, arm) for arm in found.study.arms}
-    several = len({condition for _, condition in seen.seeds}) > 1
+    several = len(seen.shown) > 1
     names = {key: labels[key[0]] + (f", {key[1]}" if several else "") for key in seen.seeds}
     wrong = [f"{percent(share, 1)} % by {names[key]}" for key, share in seen.wrong.items() if share]
     if wrong:
