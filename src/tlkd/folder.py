@@ -152,7 +152,7 @@ class StudyFolder:
     def robustness_done(self, run: Run) -> bool:
         """Whether a run's student was shown all the distorted images that the study asks for now."""
         path = self.robustness_path(run)
-        if not (path / store.MANIFEST).is_file():
+        if not self.done(run) or not (path / store.MANIFEST).is_file():
             return False
         try:
             shown = pd.read_csv(path / "robustness.csv")["distortion"].tolist()
