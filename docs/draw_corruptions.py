@@ -10,8 +10,9 @@ from PIL import Image
 
 from tlkd import seeding, shapes
 from tlkd.batches import Pixels
+from tlkd.conditions import Distortion
 from tlkd.distortions import describe
-from tlkd.specs import Distortion, Shapes
+from tlkd.specs import Shapes
 from tlkd.views import View
 
 SIDE, SCENES = 96, (1, 300, 700)

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 
 from tlkd import evaluation, store
+from tlkd.conditions import Condition
 from tlkd.folder import Predictions, Run, StudyFolder, save_predictions, teacher_fits
 from tlkd.reading import dump_yaml, validate
 from tlkd.seeding import generator
-from tlkd.specs import Condition
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 Gains = dict[Any, float]  # by arm, or by (arm, condition)

@@ -15,7 +15,7 @@ from torch import nn
 
 from tlkd import corruptions, seeding, views
 from tlkd.batches import CleanView, Joined, Live, Pixels, Rows, Shuffled, chunks, predict
-from tlkd.specs import Distortion
+from tlkd.conditions import Distortion
 
 CPU = torch.device("cpu")
 BANK = np.random.default_rng(0).standard_normal((3, 10, 4)).astype(np.float32)

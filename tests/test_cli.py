@@ -16,7 +16,7 @@ from sealed_folders import lay_down, small_raw
 from tlkd import cli
 from tlkd.reading import dump_yaml, packaged_studies, parse_yaml, validate
 
-COMMANDS = ["run", "tune", "studies", "status", "report", "verify", "explain", "regions", "models", "doctor"]
+COMMANDS = ["run", "plan", "tune", "studies", "status", "report", "verify", "explain", "regions", "models", "doctor"]
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -118,6 +118,7 @@ def test_help_imports_nothing_heavy() -> None:
 def test_a_command_imports_what_it_needs_and_no_more() -> None:
     assert heavy_imports("studies") == {"yaml"}
     assert heavy_imports("run", "quickstart", "--set", "nonsense=1") == {"yaml"}
+    assert heavy_imports("plan", "quickstart", "--set", "nonsense=1") == {"yaml"}
     found = heavy_imports("status", "nowhere")
     assert {"pandas", "numpy"} <= found  # so the look at what was imported can find something
     assert "torch" not in found
@@ -149,6 +150,12 @@ def test_a_command_imports_what_it_needs_and_no_more() -> None:
     ("run quickstart --set grid={}", "not built yet"),
     ("run quickstart --device tpu", "--device: found 'tpu'; allowed: auto, cpu, cuda"),
     ("run quickstart --set data.source=folder:nowhere", "nowhere"),
+    ("plan", "Missing argument 'STUDY'"),
+    ("plan nowhere.yaml", "nowhere.yaml: neither a file nor a packaged study; packaged: cifar10, "),
+    ("plan quickstart --set training.epochs=0", "training.epochs: found 0; allowed: greater than or equal to 1"),
+    ("plan quickstart --jobs 0", "Invalid value for '--jobs'"),
+    ("plan quickstart --device tpu", "--device: found 'tpu'; allowed: auto, cpu, cuda"),
+    ("plan quickstart --set data.source=folder:nowhere", "nowhere"),
     ("studies cifar", "cifar: no packaged study is called so; did you mean 'cifar10' or 'cifar10-finetune'?; allowed"),
     ("status nowhere", "nowhere: no study lies here (there is no study.yaml)"),
     ("verify nowhere", "nowhere: no study lies here (there is no study.yaml)"),
@@ -266,16 +273,34 @@ def test_status_tells_done_failed_and_waiting_apart(call: Call, tmp_path: Path) 
     assert (code, err) == (0, "")
     done = json.loads((path / "runs" / "tl-clean-0" / "result.json").read_text())["test_accuracy"]
     lines = out.splitlines()
-    assert lines[0] == f"tl-clean-0  done     accuracy {done:.4f}  1.2 s"
-    assert lines[2] == "tl-clean-1  failed   epoch 2, step 5: the loss is nan"
-    assert lines[3] == "kd-clean-1  waiting"
-    assert lines[4] == "2 done, 1 failed, 1 waiting of 4"
+    assert lines[0] == "teacher big  done"
+    assert lines[1] == f"tl-clean-0   done     accuracy {done:.4f}  1.2 s"
+    assert lines[3] == "tl-clean-1   failed   epoch 2, step 5: the loss is nan (failures/tl-clean-1.txt)"
+    assert lines[4] == "kd-clean-1   waiting"
+    assert lines[6] == "2 done, 0 running, 1 failed, 1 waiting of 4"
+    assert lines[7] == "start again with --retry-failed to try these once more"
+    code, out, err = call("status", str(path), "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["totals"]["runs"] == {"done": 2, "running": 0, "failed": 1, "waiting": 1}
 
 
 def test_a_run_that_failed_and_was_made_later_is_done(call: Call, whole: Path) -> None:
     (whole / "failures").mkdir()
     (whole / "failures" / "tl-clean-0.txt").write_text("an old failure\n")
-    assert "4 done, 0 failed, 0 waiting of 4" in call("status", str(whole))[1]
+    assert "4 done, 0 running, 0 failed, 0 waiting of 4" in call("status", str(whole))[1]
+
+
+def test_a_plan_is_printed_and_leaves_the_folder_alone(call: Call, shapes_folder: Path) -> None:
+    Path("small.yaml").write_text(dump_yaml(
+        {**small_raw("student={model: packaged:efficientnet_lite0, input_size: 32}", "teachers={}",
+                     "arms=[{name: tl, kind: tl}]"), "data": {"source": f"folder:{shapes_folder}"}}))
+    code, out, err = call("plan", "small.yaml", "--device", "cpu", "--jobs", "2", "--set", "seeds=[4]")
+    assert code == 0, err
+    assert out.startswith("study        small: 1 run\n")
+    assert "0 done, 0 failed, 1 to do" in out
+    assert "folder  out/small (not there yet)" in out
+    assert "total, 2 jobs" in out
+    assert [path.name for path in Path.cwd().iterdir()] == ["small.yaml"]
 
 
 def test_verify_exits_with_what_it_found(call: Call, whole: Path) -> None:

@@ -17,9 +17,9 @@ from PIL import Image
 from scipy import ndimage, stats
 
 from tlkd import corruptions, seeding
+from tlkd.conditions import SETTINGS_OF, Corruption, Distortion
 from tlkd.corruptions import CHANGES, LAYERS, on_images, on_input, published_scale
 from tlkd.distortions import LABELS, describe
-from tlkd.specs import SETTINGS_OF, Corruption, Distortion
 
 KEYS = seeding.keys([f"sample {number}" for number in range(2000)])
 SIDES = (28, 32, 96)

@@ -7,8 +7,9 @@ import pytest
 from pydantic import BaseModel
 
 from tlkd.cli import app
+from tlkd.conditions import Spec
 from tlkd.reading import parse_yaml, validate
-from tlkd.specs import Arm, Background, Data, Explanation, Shapes, Spec, Student, Study, Teacher, Training, Verdict
+from tlkd.specs import Arm, Background, Data, Explanation, Shapes, Student, Study, Teacher, Training, Verdict
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tlkd import seeding
+from tlkd.conditions import Condition, as_tuples
 from tlkd.draws import Draw, draw, whole
 from tlkd.errors import BadInput
-from tlkd.specs import Condition, as_tuples
 
 CLASSES = ("cat", "dog", "bird", "ship", "truck", "frog", "deer")
 COUNT = 21_000  # 3,000 of each class

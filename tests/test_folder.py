@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from sealed_folders import PROVENANCE, lay_down, small_raw
+from tlkd.conditions import Condition
 from tlkd.errors import BadInput
 from tlkd.folder import EXTENDABLE, Predictions, Run, StudyFolder, load_predictions, plan, save_predictions
 from tlkd.reading import apply_set, validate
-from tlkd.specs import Arm, Condition, Study
+from tlkd.specs import Arm, Study
 
 
 def study(*assignments: str) -> Study:

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tlkd.conditions import Condition
 from tlkd.errors import BadInput
 from tlkd.folder import plan
 from tlkd.grids import MOST, expand
 from tlkd.reading import apply_set, dump_yaml, parse_yaml, read_study, validate
-from tlkd.specs import Condition, Study
+from tlkd.specs import Study
 
 SMALL: dict[str, Any] = {
     "name": "small",

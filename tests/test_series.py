@@ -3,9 +3,10 @@ from typing import Any
 import pytest
 
 from difficult_folders import ARMS, BLACK, blacks, fractions, noises
+from tlkd.conditions import Condition
 from tlkd.reading import validate
 from tlkd.series import base_conditions, in_words, series_of, share, summarised, under
-from tlkd.specs import Condition, Study
+from tlkd.specs import Study
 
 CLEAN: dict[str, Any] = {"name": "clean"}
 

@@ -9,18 +9,10 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from tlkd.conditions import SETTINGS_OF, Condition, Corruption, Distortion, LabelNoise
 from tlkd.errors import BadInput
 from tlkd.reading import apply_set, dump_yaml, packaged_studies, parse_yaml, read_study, validate
-from tlkd.specs import (
-    SETTINGS_OF,
-    Condition,
-    Corruption,
-    Distortion,
-    LabelNoise,
-    Study,
-    canonical,
-    canonical_hash,
-)
+from tlkd.specs import Study, canonical, canonical_hash
 
 DESIGN = """
 name: cifar10

@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 
 from tlkd import corruptions, draws, evaluation, models, seeding, views
 from tlkd.batches import Pixels, Rows
+from tlkd.conditions import Condition
 from tlkd.datasets import Dataset, open_dataset
 from tlkd.folder import Run, StudyFolder
 from tlkd.losses import hard_loss, label_smoothing_loss, make_loss, smoothing_for
 from tlkd.reading import apply_set, validate
-from tlkd.specs import Condition, Network, Study, Training
+from tlkd.specs import Network, Study, Training
 from tlkd.stages import shown_entropy
 from tlkd.study import run_study
 from tlkd.training import Task, fit

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from tlkd import models, progress, seeding, specs, views
+from tlkd import conditions, models, progress, seeding, specs, views
 from tlkd.batches import Pixels, Rows
 from tlkd.draws import draw, whole
 from tlkd.errors import RunFailed
@@ -359,7 +359,7 @@ def test_soft_labels_are_those_of_the_view_that_the_student_sees():
 
 def hard_draw(redraw="never", kept=0.7):
     """A third of the labels wrong and half of the images corrupted, of some of the samples."""
-    condition = specs.Condition.model_validate(specs.as_tuples({
+    condition = conditions.Condition.model_validate(conditions.as_tuples({
         "name": "hard", "train_fraction": kept, "label_noise": {"fraction": 0.3, "redraw": redraw},
         "corruption": {"kind": "jpeg", "fraction": 0.5, "variants": 2, "redraw": redraw}}))
     keys = seeding.keys([str(number) for number in range(SAMPLES)])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tlkd import corruptions, seeding
 from tlkd import views as view_module
-from tlkd.specs import Distortion
+from tlkd.conditions import Distortion
 from tlkd.views import View
 
 Indices = NDArray[np.int64]

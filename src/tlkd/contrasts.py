@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlkd import convergence, evaluation, statistics
+from tlkd.conditions import Condition
 from tlkd.convergence import Convergence
 from tlkd.evaluation import Reliability
 from tlkd.series import base_conditions
-from tlkd.specs import Arm, Condition, Study
+from tlkd.specs import Arm, Study
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

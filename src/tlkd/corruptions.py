@@ -22,7 +22,7 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from tlkd import seeding
-from tlkd.specs import Distortion
+from tlkd.conditions import Distortion
 
 Scale = Literal["cifar", "imagenet"]
 

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
+from tlkd.conditions import Condition
 from tlkd.contrasts import SAME_AS_TL, Group
 from tlkd.difficulties import Course
 from tlkd.findings import Findings
 from tlkd.frames import Row, frame_of, judged, sd_of
 from tlkd.series import in_words
-from tlkd.specs import Condition
 from tlkd.statistics import Verdict
 
 JUDGED = ("word gain low high covers method p_seed p_image p_seed_adjusted p_image_adjusted seeds images effect "

@@ -1,6 +1,6 @@
 """What distortions are called in tables and legends; pure."""
 
-from tlkd.specs import Distortion
+from tlkd.conditions import Distortion
 
 LABELS = {
     "center_black": "CenterBlack", "border_black": "BorderBlack", "quarter_black": "QuarterBlack",

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlkd import seeding
+from tlkd.conditions import Condition, Corruption, LabelNoise
 from tlkd.errors import BadInput, nearest
-from tlkd.specs import Condition, Corruption, LabelNoise
 
 Ints = NDArray[np.int64]
 Keys = NDArray[np.uint64]

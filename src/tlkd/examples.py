@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from tlkd import store
 from tlkd.batches import Pixels
+from tlkd.conditions import Distortion
 from tlkd.distortions import describe
-from tlkd.specs import Distortion
 from tlkd.views import View
 from tlkd.workshop import Workshop
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from tlkd import album, controls, difficulties, foreground, results, robustness
 from tlkd.album import Overview
+from tlkd.conditions import Condition
 from tlkd.contrasts import Contrast, Group, Ints, contrast_all, tl_arm
 from tlkd.controls import Control
 from tlkd.difficulties import Difficulties
@@ -21,7 +22,7 @@ from tlkd.foreground import Explanations, Foreground
 from tlkd.results import Agreement, TeacherResult
 from tlkd.robustness import Robustness
 from tlkd.series import base_conditions
-from tlkd.specs import Arm, Condition, Study
+from tlkd.specs import Arm, Study
 
 
 @dataclass(frozen=True)

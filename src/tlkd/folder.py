@@ -12,10 +12,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tlkd import store
+from tlkd.conditions import Condition
 from tlkd.distortions import describe
 from tlkd.errors import BadInput
 from tlkd.reading import dump_yaml, read_yaml, validate
-from tlkd.specs import Arm, Condition, Study, canonical
+from tlkd.specs import Arm, Study, canonical
 
 RESULT_COLUMNS = ("run_id", "arm", "condition", "seed", "test_accuracy", "test_precision", "test_recall", "test_f1",
                   "test_log_loss", "test_ece", "teacher_agreement", "epochs", "best_epoch", "seconds")

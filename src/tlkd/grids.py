@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from tlkd.conditions import Condition, Spec, as_tuples
 from tlkd.errors import nearest
-from tlkd.specs import Arm, Condition, Spec, Student, Teacher, Training, as_tuples
+from tlkd.specs import Arm, Student, Teacher, Training
 
 Raw = dict[str, Any]
 Origin = dict[str, Any]  # key path of the grid -> the value that an item was made with

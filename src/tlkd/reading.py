@@ -13,8 +13,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from tlkd import grids
+from tlkd.conditions import as_tuples
 from tlkd.errors import BadInput, nearest
-from tlkd.specs import PATTERNS, Study, as_tuples
+from tlkd.specs import PATTERNS, Study
 
 
 class _Loader(yaml.SafeLoader):

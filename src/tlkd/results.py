@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlkd import evaluation
+from tlkd.conditions import Condition
 from tlkd.contrasts import METRICS, Floats, Group, Ints, arm_label, tl_arm
 from tlkd.errors import BadInput
 from tlkd.evaluation import Reliability
 from tlkd.folder import Predictions, Run, StudyFolder, TeacherFit, load_predictions, teacher_fit, teacher_fits
 from tlkd.series import base_conditions
-from tlkd.specs import Condition, Teacher
+from tlkd.specs import Teacher
 
 
 @dataclass(frozen=True)

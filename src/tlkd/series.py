@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tlkd.conditions import Condition, Distortion
 from tlkd.distortions import describe
-from tlkd.specs import Condition, Distortion, Study, canonical
+from tlkd.specs import Study, canonical
 from tlkd.wording import SPACE, listed
 
 TRAIN_FRACTION, LABEL_NOISE, CORRUPTION, LONE = "train_fraction", "label_noise", "corruption", "lone"

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from tlkd.conditions import Condition
 from tlkd.errors import BadInput, nearest
 from tlkd.folder import plan
 from tlkd.reading import parse_yaml, validate
-from tlkd.specs import KINDS, Arm, Condition, Study, Training
+from tlkd.specs import KINDS, Arm, Study, Training
 
 LEARNING_RATE, WEIGHT_DECAY = "training.learning_rate", "training.weight_decay"
 RATES = {("sgd",): "log:0.001..1", ("adamw",): "log:1e-05..0.01"}  # by the optimisers that an arm may come to use

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from tlkd import banks, crew, evaluation, models, seeding, store
 from tlkd.batches import CleanView, Joined, Live, Rows, Shuffled, Source, chunks, predict
+from tlkd.conditions import Condition, Distortion
 from tlkd.distortions import describe
 from tlkd.draws import Draw
 from tlkd.errors import RunFailed
 from tlkd.folder import Run, StudyFolder, TeacherFit, teacher_fit
 from tlkd.losses import Loss, hard_loss, label_smoothing_loss, make_loss, mean_entropy, smoothing_for
-from tlkd.specs import Condition, Distortion, Network, Student, Study, Training
+from tlkd.specs import Network, Student, Study, Training
 from tlkd.training import Fit, threads
 from tlkd.views import View
 from tlkd.workshop import (

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from tlkd import crew, evaluation, examples, explaining, progress, stages, store
+from tlkd.conditions import Condition
 from tlkd.datasets import open_dataset, reopen
 from tlkd.engine import Executor, Inline, Job, Outcome, run_all
 from tlkd.errors import BadInput, RunFailed
@@ -27,7 +28,7 @@ from tlkd.folder import (
     was_killed,
 )
 from tlkd.provenance import provenance
-from tlkd.specs import Condition, Network, Study
+from tlkd.specs import Network, Study
 from tlkd.workshop import Workshop, network_for
 
 

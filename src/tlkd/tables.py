@@ -9,6 +9,7 @@ import pandas as pd
 
 from tlkd import regions
 from tlkd.album import AGAIN, of_each_class
+from tlkd.conditions import Condition
 from tlkd.contrasts import METRICS, NOT_EXAMINED, SAME_AS_TL, Contrast, arm_label
 from tlkd.distortions import describe
 from tlkd.findings import Findings
@@ -16,7 +17,7 @@ from tlkd.folder import Run
 from tlkd.foreground import Foreground
 from tlkd.frames import Row, finite, frame_of, judged, sd_of
 from tlkd.series import in_words
-from tlkd.specs import Arm, Condition, Study
+from tlkd.specs import Arm, Study
 
 
 def draw(found: Findings) -> dict[str, pd.DataFrame]:

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from tlkd import banks, corruptions, evaluation, models, progress, seeding, store
 from tlkd.batches import Joined, Pixels, Rows, Source, predict
+from tlkd.conditions import Condition, Distortion
 from tlkd.datasets import Dataset, channel_statistics
 from tlkd.distortions import describe
 from tlkd.draws import Draw, draw
 from tlkd.errors import BadInput
 from tlkd.folder import Predictions, save_predictions
 from tlkd.losses import Loss
-from tlkd.specs import Condition, Distortion, Network, Normalisation, Study, Training, canonical
+from tlkd.specs import Network, Normalisation, Study, Training, canonical
 from tlkd.training import Fit, Task, fit, threads
 from tlkd.views import IDENTITY, View, corrupted, train_views
 
