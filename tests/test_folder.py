@@ -5,12 +5,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from sealed_folders import PROVENANCE, lay_down, small_raw
+from tlkd import store
 from tlkd.conditions import Condition
+from tlkd.distortions import describe
 from tlkd.errors import BadInput
-from tlkd.folder import EXTENDABLE, Predictions, Run, StudyFolder, load_predictions, plan, save_predictions
+from tlkd.folder import (
+    EXTENDABLE,
+    KILLED,
+    Predictions,
+    Run,
+    StudyFolder,
+    load_predictions,
+    plan,
+    save_predictions,
+    teacher_fit,
+    teacher_fits,
+)
 from tlkd.reading import apply_set, validate
 from tlkd.specs import Arm, Study
 
@@ -44,6 +58,35 @@ def test_run_ids_do_not_meet() -> None:
     arms = "arms=[{name: a, kind: tl}, {name: a_1, kind: tl}, {name: a1, kind: tl}]"
     runs = plan(study("seeds=[0, 1, 10, 11]", arms))
     assert len({run.run_id for run in runs}) == len(runs) == 12
+
+
+CONDITIONS = ("conditions=[{name: clean}, {name: few, train_fraction: 0.5, arms: [kd], seeds: [7]}, "
+              "{name: noisy, label_noise: 0.2}]")
+
+
+def test_the_plan_goes_condition_by_condition_with_the_arms_and_seeds_of_each() -> None:
+    runs = plan(study(CONDITIONS, "exclude=[{arms: [kd], conditions: [noisy], seeds: [1]}]"))
+    assert [run.run_id for run in runs] == [
+        "tl-clean-0", "kd-clean-0", "tl-clean-1", "kd-clean-1", "kd-few-7", "tl-noisy-0", "kd-noisy-0", "tl-noisy-1"]
+
+
+@pytest.mark.parametrize(("assignments", "fits"), [
+    ((), ["big", "big-few-7", "big-noisy-0", "big-noisy-1"]),
+    (("teachers.big.per_seed=true",), ["big-0", "big-1", "big-few-7", "big-noisy-0", "big-noisy-1"]),
+    (("teachers.big.trained_on=clean",), ["big"]),
+    (("teachers.big.trained_on=clean", "teachers.big.per_seed=true"), ["big-0", "big-1", "big-7"]),
+    (("teachers.big.fit=false",), ["big"]),
+    (("exclude=[{arms: [kd], conditions: [clean, noisy]}]",), ["big-few-7"]),
+])
+def test_a_teacher_is_fitted_for_each_condition_and_seed_that_it_knows_no_more_than(assignments: tuple[str, ...],
+                                                                                    fits: list[str]) -> None:
+    spec = study(CONDITIONS, *assignments)
+    assert [fit.fit_id for fit in teacher_fits(spec)] == fits
+    for run in plan(spec):
+        if run.arm.teacher is not None:
+            fit = teacher_fit(spec, run.arm.teacher, run.condition, run.seed)
+            assert fit.fit_id in fits
+            assert fit.condition in (None, run.condition) and fit.seed in (None, run.seed)
 
 
 # --- prepare ----------------------------------------------------------------------------------------------------------
@@ -130,6 +173,37 @@ def test_an_arm_may_not_be_taken_away(tmp_path: Path) -> None:
     StudyFolder(tmp_path).prepare(study(), PROVENANCE)
     with pytest.raises(BadInput, match=r"arms\.kd: "):
         StudyFolder(tmp_path).prepare(study("arms=[{name: tl, kind: tl}]"), PROVENANCE)
+
+
+def test_conditions_may_be_added_and_neither_changed_nor_taken_away(tmp_path: Path) -> None:
+    two = "conditions=[{name: clean}, {name: few, train_fraction: 0.5}]"
+    folder = StudyFolder(tmp_path)
+    folder.prepare(study(two), PROVENANCE)
+    before = state(tmp_path)
+    for conditions, said in (
+            ("[{name: clean}]", r"conditions\.few: \{'name': 'few'.* \(now None\)"),
+            ("[{name: clean}, {name: few, train_fraction: 0.6}]",
+             r"conditions\.few\.train_fraction: 0\.5 \(now 0\.6\)"),
+            ("[{name: clean}, {name: few, train_fraction: 0.5, training: {epochs: 1}}]",
+             r"conditions\.few\.training: None \(now \{'epochs': 1\}\)")):
+        with pytest.raises(BadInput, match=rf"holds a study with {said}"):
+            folder.prepare(study(f"conditions={conditions}"), PROVENANCE)
+        assert state(tmp_path) == before
+    more = study("conditions=[{name: noisy, label_noise: 0.2}, {name: clean}, {name: few, train_fraction: 0.5}]",
+                 "exclude=[{arms: [kd], conditions: [noisy]}]", "robustness=[{kind: jpeg}]")
+    folder.prepare(more, PROVENANCE)
+    assert StudyFolder(tmp_path).study == more
+    assert [run.run_id for run in folder.runs()][:3] == ["tl-noisy-0", "tl-noisy-1", "tl-clean-0"]
+
+
+def test_another_value_of_a_grid_may_be_added(tmp_path: Path) -> None:
+    base, grid = "conditions=[{name: clean}, {name: few}]", "grid.conditions.few.train_fraction="
+    folder = StudyFolder(tmp_path)
+    folder.prepare(study(base, f"{grid}[0.5]"), PROVENANCE)
+    folder.prepare(study(base, f"{grid}[0.1, 0.5, 1]"), PROVENANCE)
+    assert [condition.name for condition in folder.study.conditions] == ["clean", "few_0_1", "few_0_5"]
+    with pytest.raises(BadInput, match=r"holds a study with conditions\.few_0_5: .* \(now None\)"):
+        folder.prepare(study(base, f"{grid}[0.1]"), PROVENANCE)
 
 
 def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
@@ -291,6 +365,54 @@ def test_agreement_is_taken_with_the_arms_own_teacher_or_the_studys_first(tmp_pa
     assert found == {"tl-clean-0": tmp_path / "teachers" / "big", "kd-clean-0": tmp_path / "teachers" / "big",
                      "kd_other-clean-0": tmp_path / "teachers" / "other"}
     assert folder.teachers() == {"big": [], "other": []}
+
+
+def test_under_a_condition_agreement_is_taken_with_its_own_teacher_or_with_none(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path)
+    folder.prepare(study(CONDITIONS, "exclude=[{arms: [kd], conditions: [noisy], seeds: [1]}]"), PROVENANCE)
+    found = {run.run_id: None if folder.teacher_of(run) is None else folder.teacher_of(run).name
+             for run in folder.runs()}
+    assert found == {**{f"{arm}-clean-{seed}": "big" for arm in ("tl", "kd") for seed in (0, 1)},
+                     "kd-few-7": "big-few-7", "tl-noisy-0": "big-noisy-0", "kd-noisy-0": "big-noisy-0",
+                     "tl-noisy-1": None}
+
+
+def test_a_failed_teacher_is_named_with_its_condition_and_seed(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path)
+    folder.prepare(study(CONDITIONS), PROVENANCE)
+    for fit in teacher_fits(folder.study):
+        store.replace_text(folder.teacher_failure_path(fit), f"why {fit.fit_id}\nand a traceback\n")
+    assert folder.teacher_failures() == {"big": "why big", "big, few, seed 7": "why big-few-7",
+                                         "big, noisy, seed 0": "why big-noisy-0",
+                                         "big, noisy, seed 1": "why big-noisy-1"}
+
+
+def test_failures_are_forgotten_where_a_worker_was_killed_or_where_asked(tmp_path: Path) -> None:
+    for everything, left in ((False, ["explanation-x.txt", "tl-clean-0.txt"]), (True, ["explanation-x.txt"])):
+        folder = StudyFolder(tmp_path / str(everything))
+        folder.prepare(study(), PROVENANCE)
+        for name, why in (("tl-clean-0", "the loss is nan"), ("kd-clean-0", f"{KILLED} by signal 9 (SIGKILL)"),
+                          ("teacher-big", f"{KILLED} by signal 9"), ("explanation-x", "the loss is nan")):
+            store.replace_text(folder.path / "failures" / f"{name}.txt", f"{why}\nand more\n")
+        folder.forget_failures(everything)
+        assert sorted(path.name for path in (folder.path / "failures").iterdir()) == left
+
+
+def test_robustness_is_done_where_all_that_is_asked_for_now_was_shown(tmp_path: Path) -> None:
+    folder = lay_down(tmp_path, "robustness=[{kind: jpeg, severities: [1, 2]}]", waiting=("kd-clean-1",))
+    run, waiting = folder.runs()[0], folder.runs()[3]
+    assert not folder.robustness_done(run)
+    for each in (run, waiting):
+        path = folder.robustness_path(each)
+        store.write_json(path / "manifest.json", {})
+        shown = [describe(one) for one in folder.study.robustness[0].distortions]
+        pd.DataFrame({"distortion": shown}).to_csv(path / "robustness.csv", index=False)
+    assert folder.robustness_done(run)
+    assert not folder.robustness_done(waiting)  # its run is not there
+    folder.prepare(study("robustness=[{kind: jpeg, severities: [1, 3]}]"), PROVENANCE)
+    assert not folder.robustness_done(run)
+    (folder.robustness_path(run) / "robustness.csv").write_bytes(b"\xff\x00")
+    assert not folder.robustness_done(run)
 
 
 def test_a_teacher_per_seed_has_a_folder_per_seed(tmp_path: Path) -> None:
