@@ -7,13 +7,14 @@ import pytest
 from pydantic import BaseModel
 
 from tlkd.cli import app
-from tlkd.conditions import Spec
+from tlkd.conditions import Condition, Corruption, Exclusion, LabelNoise, Robustness, Spec
 from tlkd.reading import parse_yaml, validate
 from tlkd.specs import Arm, Background, Data, Explanation, Shapes, Student, Study, Teacher, Training, Verdict
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PARTS: list[type[Spec]] = [Study, Data, Student, Teacher, Arm, Training, Verdict, Explanation, Background, Shapes]
+PARTS: list[type[Spec]] = [Study, Data, Student, Teacher, Arm, Training, Verdict, Explanation, Background, Shapes, Condition,
+                           LabelNoise, Corruption, Exclusion, Robustness]
 
 
 def test_the_study_in_the_readme_loads() -> None:
@@ -29,7 +30,7 @@ def test_the_readme_names_every_command() -> None:
 
 @pytest.mark.parametrize("part", PARTS)
 def test_the_page_of_keys_names_every_key(part: type[BaseModel]) -> None:
-    page = (ROOT / "docs" / "studies.md").read_text()
+    page = "".join((ROOT / "docs" / name).read_text() for name in ("studies.md", "difficulties.md"))
     known = page + " conditions model "  # named in the page's first lines or as parts of others
     assert [key for key in part.model_fields if not re.search(rf"\b{key}\b", known)] == []
 
