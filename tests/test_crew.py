@@ -32,6 +32,8 @@ from tlkd.reading import validate
 from tlkd.specs import Study
 from tlkd.study import leading, run_study
 
+pytestmark = pytest.mark.slow  # real processes that start, die and start again
+
 CPU = torch.device("cpu")
 EXACT = 1e-5  # on logits of order 1
 LOOSE = 0.1  # on the log loss

@@ -13,8 +13,8 @@ from tlkd.specs import Arm, Background, Data, Explanation, Shapes, Student, Stud
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PARTS: list[type[Spec]] = [Study, Data, Student, Teacher, Arm, Training, Verdict, Explanation, Background, Shapes, Condition,
-                           LabelNoise, Corruption, Exclusion, Robustness]
+PARTS: list[type[Spec]] = [Study, Data, Student, Teacher, Arm, Training, Verdict, Explanation, Background, Shapes,
+                           Condition, LabelNoise, Corruption, Exclusion, Robustness]
 
 
 def test_the_study_in_the_readme_loads() -> None:

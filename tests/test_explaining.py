@@ -17,7 +17,7 @@ from tlkd import explained, explaining, models, regions, report, rules, shapes
 from tlkd.checks import verify
 from tlkd.datasets import open_dataset
 from tlkd.errors import BadInput, RunFailed
-from tlkd.folder import StudyFolder
+from tlkd.folder import StudyFolder, TeacherFit
 from tlkd.masks import Masks
 from tlkd.reading import apply_set, validate
 from tlkd.specs import Explanation, Study
@@ -95,7 +95,7 @@ def test_attributions_are_of_the_stored_network_and_sum_to_its_own_prediction(ra
     """The outputs are those that the run stored, which no other seed's or arm's weights would give."""
     folder = StudyFolder(ran / "out")
     found = explained.load(folder, who)
-    path = folder.teacher_path("lite1") if who == "teacher-lite1" else ran / "out" / "runs" / who
+    path = folder.teacher_path(TeacherFit("lite1")) if who == "teacher-lite1" else ran / "out" / "runs" / who
     stored = np.load(path / "predictions.npz")
     places = {name: number for number, name in enumerate(stored["sample_ids"].tolist())}
     logits = stored["logits"][[places[name] for name in found.sample_ids.tolist()]]

@@ -12,8 +12,8 @@ FLOORS = {
     # ground, itself in this order: anyone may import it
     "errors": -3, "conditions": -2, "specs": -1,
     # 0, pure
-    "grids": 0, "crew": 0, "seeding": 0, "losses": 0, "statistics": 0, "progress": 0, "dropout": 0, "evaluation": 0, "images": 0,
-    "wording": 0, "naming": 0, "regions": 0, "scenery": 0, "program": 0,
+    "grids": 0, "crew": 0, "seeding": 0, "losses": 0, "statistics": 0, "progress": 0, "dropout": 0, "evaluation": 0,
+    "images": 0, "wording": 0, "naming": 0, "regions": 0, "scenery": 0, "program": 0,
     # 1
     "store": 1, "views": 1, "reading": 1, "convergence": 1, "weights": 1, "sources": 1, "rasters": 1, "shapes": 1,
     "observations": 1, "pairs": 1, "distortions": 1, "trends": 1, "frames": 1, "layout": 1,
@@ -38,7 +38,8 @@ FLOORS = {
     "report": 8, "tuning": 8, "gallery": 8, "inventory": 8, "standing": 8,
     "carried": 8, "planning": 9, "engines": 9, "cli": 10, "__main__": 11,
 }
-TORCHLESS = ("specs", "conditions", "grids", "reading", "statistics", "evaluation", "convergence", "store", "folder", "checks", "contrasts",
+TORCHLESS = ("specs", "conditions", "grids",
+             "reading", "statistics", "evaluation", "convergence", "store", "folder", "checks", "contrasts",
              "naming", "rasters", "annotations", "regions", "observations", "contributions", "explained", "foreground",
              "album", "evidence", "pictures", "shares", "findings", "tables", "figures", "summary", "sections",
              "report", "standing", "distortions", "trends", "frames",

@@ -21,6 +21,8 @@ from tlkd.engine import Job, Outcome, log_path, run_all
 from tlkd.errors import BadInput
 from tlkd.ray_engine import RayExecutor, pack_folders, unpack_folders
 
+pytestmark = pytest.mark.slow  # real processes that start, die and start again
+
 HERE = Path(__file__).parent
 
 

@@ -14,6 +14,8 @@ import yaml
 
 from ray_cluster import ENVIRONMENT, two_nodes
 
+pytestmark = pytest.mark.slow  # real processes that start, die and start again
+
 HERE = Path(__file__).parent
 ARMS = [{"name": "tl", "kind": "tl"}, {"name": "kd", "kind": "tl_kd", "teacher": "lite1"},
         {"name": "own", "kind": "self"}]

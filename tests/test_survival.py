@@ -13,6 +13,8 @@ import pandas as pd
 import pytest
 import yaml
 
+pytestmark = pytest.mark.slow  # real processes that start, die and start again
+
 CONDITIONS = [{"name": "clean"}, {"name": "hard", "train_fraction": 0.5, "label_noise": 0.2}]
 
 # Counts trainings: a line a training, in a file that all processes append to.
