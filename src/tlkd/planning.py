@@ -24,9 +24,11 @@ from tlkd.study import Context, MakeExecutor, build_all, check_conditions, open_
 from tlkd.wording import count, listed, size
 from tlkd.workshop import Workshop, is_banked
 
-REPORT = (3.0, 0.4, 1.3)
-"""Seconds of a report, reckoned and not measured: to begin with, and the least and the most for each arm under each
-condition, as they were on 2 CPU cores."""
+REPORT = ((3.0, 0.4, 0.02), (3.0, 1.3, 0.05))
+"""Seconds of collecting results and drawing the report, the least and the most: to begin with, for each arm under each
+condition, and for each run. Reckoned and not measured: so it was on 2 CPU cores."""
+
+CONTENTION = 1.4  # what threads at work together cost each other at most, in caches and memory; two on 2 cores did
 
 SPREAD = 1.25  # where the slowest is so many times the fastest or less, one number says it
 
@@ -170,12 +172,14 @@ def forecast(inventory: Inventory, made: Sequence[Made], context: Context, slots
                    whole[each.step.name][which]) for each in made] for which in (0, 1)]
     others, ours = load_of_others(cores), slots * max(each.threads for each in loads[0])
     left = cores * ours / (ours + others)  # of the cores, where each thread at work gets as much as any other
-    ends = [makespan(loads[0], slots, cores), max(makespan(loads[1], slots, cores), makespan(loads[0], slots, left))]
-    first, least, most = REPORT
-    pairs = len({(run.arm.name, run.condition.name) for run in plan(workshop.study)})
-    report = np.array([first + least * pairs, first + most * pairs])
+    crowded = makespan(loads[0], slots, left) * (CONTENTION if ours > 1 else 1)
+    ends = np.array([makespan(loads[0], slots, cores), max(makespan(loads[1], slots, cores), crowded)])
+    workers = np.array([start[0], max(start[1], start[0] * slots / left)])  # they start at the same time
+    runs = plan(workshop.study)
+    sizes = np.array([1, len({(run.arm.name, run.condition.name) for run in runs}), len(runs)])
+    report = np.array(REPORT) @ sizes
     mapped = max((sum(bank.bytes for bank in use.banks) for use in inventory.uses.values()), default=0)
-    return Forecast(parts, start, report, np.array(ends) + 2 * start + report, gauge.seconds,
+    return Forecast(parts, start + workers, report, ends + start + workers + report, gauge.seconds,
                     others, estimate.peak() + gauge.growth, mapped, prices.cache, prices.folder,
                     3 * prices.weights * slots)
 
@@ -296,7 +300,7 @@ def _reckoned(costs: Forecast, study: Study, slots: int, device: torch.device) -
     """The estimate."""
     machine = provenance.hardware(device)
     rows = [*((name, _range(seconds)) for name, seconds in costs.parts.items()),
-            ("start", f"{_range(2 * costs.start)}: as this process took, and the same for the workers"),
+            ("start", f"{_range(costs.start)}: of this process, as it was, and of the workers"),
             ("report", f"{_range(costs.report)}: reckoned, not measured")]
     if study.explanation is not None:
         rows.append(("explanations", "not estimated, and not in the total"))
