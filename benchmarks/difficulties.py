@@ -25,7 +25,7 @@ from tlkd.reading import read_study
 from tlkd.specs import Study
 from whole_study import CLASSES, PART, SIZE, TRAIN, live_epoch, make_images
 
-SEEDS, FEW, REPEATS = 10, 2, 3
+SEEDS, FEW, REPEATS = 3, 2, 2
 ARMS = "[{name: tl, kind: tl}, {name: tl_kd, kind: tl_kd, teacher: lite2, soft_weight: 0.5, temperature: 4}]"
 
 

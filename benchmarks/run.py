@@ -13,7 +13,7 @@ import torch
 from tlkd.provenance import git_commit, hardware, versions
 
 HERE = Path(__file__).parent
-SCRIPTS = ("bank_building", "training_step", "head_only", "whole_study", "deep_shap")
+SCRIPTS = ("bank_building", "training_step", "head_only", "whole_study", "deep_shap", "difficulties")
 NOTES = {
     "bank_building": "What a bank costs beside the network is the views: resizing 32-pixel images to 96 and mirroring "
                      "half of them, about a tenth of EfficientNet-lite0's forward pass; so it misses its goal there.",

@@ -147,7 +147,7 @@ def test_a_command_imports_what_it_needs_and_no_more() -> None:
     ("run quickstart --set training.epochs=0", "training.epochs: found 0; allowed: greater than or equal to 1"),
     ("run quickstart --set arms.tl_kd.teacher=x", "no teacher is called 'x'; allowed: lite1"),
     ("run quickstart --set training", "--set training: expected KEY.PATH=VALUE"),
-    ("run quickstart --set grid={}", "not built yet"),
+    ("run quickstart --set grid={}", "grid: found {}, an empty grid; allowed: conditions.NAME.KEY"),
     ("run quickstart --device tpu", "--device: found 'tpu'; allowed: auto, cpu, cuda"),
     ("run quickstart --set data.source=folder:nowhere", "nowhere"),
     ("plan", "Missing argument 'STUDY'"),
@@ -156,7 +156,7 @@ def test_a_command_imports_what_it_needs_and_no_more() -> None:
     ("plan quickstart --jobs 0", "Invalid value for '--jobs'"),
     ("plan quickstart --device tpu", "--device: found 'tpu'; allowed: auto, cpu, cuda"),
     ("plan quickstart --set data.source=folder:nowhere", "nowhere"),
-    ("studies cifar", "cifar: no packaged study is called so; did you mean 'cifar10' or 'cifar10-finetune'?; allowed"),
+    ("studies cifar", "cifar: no packaged study is called so; did you mean 'cifar10'"),
     ("status nowhere", "nowhere: no study lies here (there is no study.yaml)"),
     ("verify nowhere", "nowhere: no study lies here (there is no study.yaml)"),
     ("report nowhere", "nowhere: no study lies here (there is no study.yaml)"),
@@ -362,8 +362,10 @@ def test_run_hands_over_the_study_and_exits_with_what_failed(
         call: Call, monkeypatch: pytest.MonkeyPatch, failures: dict[str, str], code: int) -> None:
     given = {}
 
-    def run_study(study: object, out: Path, device: torch.device, command: str) -> dict[str, str]:
+    def run_study(study: object, out: Path, device: torch.device, command: str, executor: object, retry_failed: bool,
+                  threads: int) -> dict[str, str]:
         given.update(study=study, out=out, device=device, command=command)
+        assert callable(executor) and not retry_failed and threads >= 1
         return failures
 
     monkeypatch.setattr("tlkd.study.run_study", run_study)
@@ -376,7 +378,9 @@ def test_run_hands_over_the_study_and_exits_with_what_failed(
     found = call("run", "quickstart", "--set", "training.epochs=2", "--set", "name=mine", "--device", "cpu")
     assert found[0] == code
     assert found[1] == "The teacher helps.\nresults: out/mine/results.csv\nreport:  out/mine/report.html\n"
-    assert found[2] == "".join(f"tlkd: {name} failed: {why}\n" for name, why in failures.items())
+    said = "".join(f"tlkd: {name} failed: {why}\n" for name, why in failures.items())
+    assert found[2] == said + ("tlkd: 1 failed (logs: out/mine/logs); the same command with --retry-failed tries them "
+                               "again\n" if failures else "")
     assert given["study"].training.epochs == 2
     assert given["out"] == Path("out/mine")
     assert given["device"] == torch.device("cpu")

@@ -366,3 +366,52 @@ def test_killed_and_started_again(shapes_folder: Path, tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(numbers(whole), numbers(killed))
     for run in StudyFolder(whole).runs():
         assert weights(whole, run.run_id) == weights(killed, run.run_id)
+
+
+# --- unsound runs -----------------------------------------------------------------------------------------------------
+
+
+def test_other_images_in_the_same_place_make_every_run_anew(shapes_folder: Path, own_cache: Path,
+                                                            tmp_path: Path) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    shutil.copytree(shapes_folder, images)
+    assert run_study(small_study(images), out, CPU) == {}
+    before = {run: weights(out, run) for run in ("tl-clean-0", "tl_kd-clean-1")}
+    rng = np.random.default_rng(99)
+    for path in sorted((images / "train" / "disc").iterdir()):
+        draw_shape("disc", rng).save(path)
+    assert run_study(small_study(images, "seeds=[0, 1, 2]"), out, CPU) == {}
+    assert all(weights(out, run) != content for run, content in before.items())
+    contents = {json.loads(path.read_text())["inputs"]["data"] for path in (out / "runs").glob("*/manifest.json")}
+    assert contents == {json.loads((out / "data.json").read_text())["content"]} and len(numbers(out)) == 6
+
+
+@pytest.mark.parametrize("harm", ["truncate weights", "remove predictions", "spoil result", "spoil manifest",
+                                  "spoil teacher"])
+def test_what_is_damaged_is_made_anew(shapes_folder: Path, own_cache: Path, tmp_path: Path, harm: str) -> None:
+    out, study = tmp_path / "out", small_study(shapes_folder)
+    run_study(study, out, CPU)
+    whole, run = numbers(out), out / "runs" / "tl_kd-clean-0"
+    good = weights(out, "tl_kd-clean-0")
+    if harm == "truncate weights":
+        (run / "model.safetensors").write_bytes(good[:100])
+    elif harm == "remove predictions":
+        (run / "predictions.npz").unlink()
+    elif harm == "spoil teacher":
+        (out / "teachers" / "lite1" / "result.json").write_text("{")
+    else:
+        (run / f"{harm.removeprefix('spoil ')}.json").write_text("not JSON")
+    untouched = (out / "runs" / "tl-clean-1" / "manifest.json").stat().st_mtime_ns
+    assert run_study(study, out, CPU) == {}
+    pd.testing.assert_frame_equal(numbers(out), whole)
+    assert weights(out, "tl_kd-clean-0") == good
+    assert (out / "runs" / "tl-clean-1" / "manifest.json").stat().st_mtime_ns == untouched
+
+
+def test_two_classes_leave_nothing_to_shuffle(shapes_folder: Path, own_cache: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(shapes_folder, images, ignore=shutil.ignore_patterns("stripes"))
+    study = small_study(images, "arms.tl_kd.kind=tl_kd_shuffled")
+    with pytest.raises(BadInput, match=r"arms\.tl_kd\.kind: found 'tl_kd_shuffled' with 2 classes; it needs at least"):
+        run_study(study, tmp_path / "out", CPU)
+    assert not (tmp_path / "out").exists()

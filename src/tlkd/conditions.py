@@ -170,9 +170,9 @@ class Condition(Spec):
 class Exclusion(Spec):
     """Runs that are left out: those whose arm, condition and seed are all among those named (null: any)."""
 
-    arms: tuple[str, ...] | None = None
-    conditions: tuple[str, ...] | None = None
-    seeds: tuple[int, ...] | None = None
+    arms: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    conditions: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _something(self) -> "Exclusion":

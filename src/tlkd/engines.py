@@ -31,6 +31,10 @@ def check(engine: str) -> None:
     """Raise `BadInput` for an engine that there is not."""
     if engine != "local" and not re.fullmatch(r"ray(:[^:\s]+(:\d+)?)?", engine):
         raise BadInput(f"--engine: found {engine!r}; allowed: local, ray (a cluster started here), ray:HOST:PORT")
+    if engine.startswith("ray:"):  # before anything is written
+        from tlkd.ray_engine import reach
+
+        reach(engine.removeprefix("ray:"))
 
 
 def choose(engine: str, study: Study, out: Path, device: "torch.device", jobs: int | None,

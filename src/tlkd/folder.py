@@ -1,5 +1,6 @@
 """A study's folder: the plan of its runs, where each result lies, and reading them back without torch."""
 
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -123,6 +124,7 @@ class StudyFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.unsound: frozenset[str] = frozenset()  # finished runs that must be made again, where someone has looked
         try:
             path.exists()
         except OSError as error:  # a name too long, a folder that may not be entered
@@ -157,9 +159,21 @@ class StudyFolder:
             return False
         try:
             shown = pd.read_csv(path / "robustness.csv")["distortion"].tolist()
+            of, made = (store.read_json(where / store.MANIFEST) for where in (path, self.run_path(run)))
+            if of["inputs"]["run"] != made["address"]:  # of an earlier run in this place
+                return False
         except Exception:  # damaged in whatever way: it is made anew
             return False
         return bool(shown == [describe(each) for one in self.study.robustness for each in one.distortions])
+
+    def teacher_there(self, fit: TeacherFit) -> bool:
+        """Whether a teacher's result lies there and can be read."""
+        path = self.teacher_path(fit)
+        try:
+            return {"epochs", "parameters"} <= set(store.read_json(path / "result.json")) and (
+                (path / "history.csv").is_file() and zipfile.is_zipfile(path / "predictions.npz"))
+        except (OSError, ValueError, TypeError):
+            return False
 
     def robustness_failure_path(self, run: Run) -> Path:
         """Where it says why a finished run's student could not be shown distorted images."""
@@ -213,8 +227,8 @@ class StudyFolder:
         return plan(self.study)
 
     def done(self, run: Run) -> bool:
-        """Whether a run is finished (a folder appears only when it is whole)."""
-        return (self.run_path(run) / store.MANIFEST).is_file()
+        """Whether a run is finished (a folder appears only when it is whole) and not known to be unsound."""
+        return (self.run_path(run) / store.MANIFEST).is_file() and run.run_id not in self.unsound
 
     def finished(self) -> list[Run]:
         """The finished runs, in the plan's order."""

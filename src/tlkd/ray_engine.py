@@ -192,7 +192,7 @@ class RayExecutor:
 def _connect(address: str | None, jobs: int | None, retries: int) -> bool:
     """Become a driver of the cluster at `address`, or of a local one; False where this process is one already."""
     if address is not None:
-        _reach(address)
+        reach(address)
     for name, value in {**SETTINGS, "RAY_task_oom_retries": str(retries)}.items():  # read when ray is imported
         os.environ.setdefault(name, value)
     if address is not None:
@@ -215,7 +215,7 @@ def _connect(address: str | None, jobs: int | None, retries: int) -> bool:
     return True
 
 
-def _reach(address: str) -> None:
+def reach(address: str) -> None:
     """Raise BadInput unless the address is one and something listens there."""
     if address == "auto":
         return
@@ -313,7 +313,8 @@ def _cluster_failure(error: BaseException) -> str:
     if isinstance(cause, BaseException):
         return failure_line(cause)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+    # None of the job's own doing, as the reason's first words tell: the next start tries it again.
+    return f"its worker was killed or lost ({type(error).__name__}: {lines[0] if lines else 'no more is known'})"
 
 
 # --- on a node --------------------------------------------------------------------------------------------------------

@@ -280,7 +280,7 @@ def teacher_labels(workshop: Workshop, folder: StudyFolder, run: Run) -> SoftLab
         return None
     fit = teacher_fit(workshop.study, arm.teacher, condition, run.seed)
     failure = folder.teacher_failure_path(fit)
-    if failure.is_file():
+    if failure.is_file() and not folder.teacher_path(fit).is_dir():
         raise RunFailed(f"its teacher {fit.fit_id} failed: {failure.read_text().partition(chr(10))[0]}")
     artifact, network = fitted_teacher(workshop, folder, fit)
     clean_view = workshop.study.teachers[arm.teacher].labels == "clean_view"

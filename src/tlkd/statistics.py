@@ -164,6 +164,14 @@ def t_interval(values: ArrayLike, level: float, least_spread: float = 0.0) -> tu
     return float(vector.mean()) - half, float(vector.mean()) + half
 
 
+def _rounding(table: Floats) -> float:
+    """The least spread that seeds' means of whole numbers can be said to have: equal counts are no certainty.
+
+    That of a number rounded to a multiple of 1 / images: its step over the square root of 12; 0 for other values.
+    """
+    return 1 / (table.shape[1] * math.sqrt(12)) if np.array_equal(table, np.rint(table)) else 0.0
+
+
 def interval(differences: ArrayLike, level: float, given: str = "") -> Interval:
     """The interval for the mean of `differences [seed, image]`.
 
@@ -204,7 +212,7 @@ def _interval(table: Floats, means: Floats | None, level: float, given: str) -> 
                         f"percentile bootstrap over seeds and images, {RESAMPLES} resamples")
     if len(table) == 1:
         return Interval(math.nan, math.nan, "nothing", "one seed: no interval")
-    low, high = t_interval(table.mean(axis=1), level)
+    low, high = t_interval(table.mean(axis=1), level, _rounding(table))
     return Interval(low, high, "seeds, on this one test set" + condition, f"Student's t over {len(table)} seeds")
 
 

@@ -74,6 +74,7 @@ def run_study(study: Study, out: Path, device: torch.device, command: str = "", 
     context = Context(study, out.absolute(), cache.absolute(), str(device), threads)
     workshop = open_workshop(context)
     context = replace(context, images=workshop.dataset.address)
+    _bench.take(context, workshop)  # an executor in this process goes on with what is open
     build_all(workshop)
     check_conditions(workshop)
     subject = explaining.prepare(workshop, folder)
@@ -82,9 +83,11 @@ def run_study(study: Study, out: Path, device: torch.device, command: str = "", 
         write_card(workshop, out)
         examples.write(workshop, out)
         folder.forget_failures(everything=retry_failed)
+        folder.unsound = unsound_runs(folder, workshop)
         try:
             take_steps(context, folder, executor)
         finally:
+            folder.unsound = unsound_runs(folder, workshop, folder.unsound)
             collect(folder)
         if subject is None:
             explaining.forget_failures(folder)
@@ -125,10 +128,29 @@ def build_all(workshop: Workshop) -> None:
 
 
 def check_conditions(workshop: Workshop) -> None:
-    """Draw every condition once: one that does not fit the classes is known at once."""
+    """Draw every condition once: what does not fit the classes is known at once."""
+    classes = len(workshop.dataset.classes)
+    for arm in workshop.study.arms:
+        if arm.kind == "tl_kd_shuffled" and classes < 3:
+            raise BadInput(f"arms.{arm.name}.kind: found 'tl_kd_shuffled' with {classes} classes; it needs at least 3, "
+                           "since the one class beside the label's has nothing to change places with")
     for condition in workshop.study.conditions:
         for seed in workshop.study.seeds_of(condition)[:1]:  # how many of a class are kept is the same for all seeds
             workshop.draw(condition, seed)
+
+
+def unsound_runs(folder: StudyFolder, workshop: Workshop, among: frozenset[str] | None = None) -> frozenset[str]:
+    """The finished runs (of those `among`) that are damaged, or were made of other images or by another version."""
+    def sound(path: Path) -> bool:
+        try:
+            manifest = store.read_json(path / store.MANIFEST)
+            same = (manifest["inputs"]["data"], manifest["version"]) == (workshop.dataset.content, stages.VERSION)
+            return same and not store.damaged(path)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):  # no manifest that we wrote
+            return False
+
+    return frozenset(run.run_id for run in folder.runs() if (among is None or run.run_id in among)
+                     and (folder.run_path(run) / store.MANIFEST).is_file() and not sound(folder.run_path(run)))
 
 
 def write_card(workshop: Workshop, out: Path) -> None:
@@ -279,9 +301,9 @@ def open_steps(study: Study, folder: StudyFolder) -> dict[str, Step]:
         failure = step.failure(folder)
         if step.kind == "features" or (failure.is_file() and not was_killed(failure)):
             return False
-        there = folder.path / "teachers" / step.name.removeprefix("teacher ")
-        return not (there.is_dir() if step.kind == "teacher" else step.done(folder))
+        return not (step.name in teachers if step.kind == "teacher" else step.done(folder))
 
+    teachers = {f"teacher {fit.fit_id}" for fit in teacher_fits(study) if folder.teacher_there(fit)}
     everything = {step.name: step for step in steps(study)}
     needed = _with_needs([step for step in everything.values() if is_open(step)], everything, folder)
     return {name: step for name, step in everything.items() if name in needed}
@@ -308,15 +330,20 @@ class _Bench:
     folder: StudyFolder | None = None  # which reads its study once: that takes longer than a step's own looking about
     steps: dict[str, Step] = field(default_factory=dict)
 
+    def take(self, context: Context, workshop: Workshop) -> None:
+        """Keep an open study for the steps to come."""
+        self.context, self.workshop, self.folder = context, workshop, StudyFolder(context.out)
+        self.steps = {step.name: step for step in steps(context.study)}
+
 
 _bench = _Bench()
 
 
 def _at_bench(context: Context) -> tuple[Workshop, StudyFolder]:
+    context = replace(context, held=())
     if _bench.context != context or _bench.workshop is None or _bench.folder is None:
-        _bench.workshop, _bench.folder = open_workshop(context), StudyFolder(context.out)
-        _bench.steps = {step.name: step for step in steps(context.study)}
-        _bench.context = context
+        _bench.take(context, open_workshop(context))
+    assert _bench.workshop is not None and _bench.folder is not None
     return _bench.workshop, _bench.folder
 
 
@@ -330,7 +357,7 @@ def work(context: Context, name: str) -> Outcome:
     workshop.stages.clear()
     try:
         with store.guard_disk(context.out), store.impatient():
-            failure = "" if step.done(folder) else attempt_step(step, workshop, folder)
+            failure = attempt_step(step, workshop, folder)
     except store.Busy:
         return Outcome(name, busy=True)
     return Outcome(name, [dict(stage) for stage in workshop.stages], failure)
@@ -355,7 +382,7 @@ def follow(device: torch.device) -> None:
 
 def published_by(context: Context, name: str) -> list[str]:
     """The folders in the cache, relative to it, that the step which this process took last has published."""
-    if _bench.workshop is None or _bench.context != context:
+    if _bench.workshop is None or _bench.context != replace(context, held=()):
         return []
     kinds = {"features": ("features",), "teacher": ("teachers", "logits")}.get(_bench.steps[name].kind, ())
     places = [str(stage["place"]) for stage in _bench.workshop.stages if stage["place"].partition("/")[0] in kinds]
