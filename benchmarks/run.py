@@ -19,6 +19,8 @@ NOTES = {
                      "half of them, about a tenth of EfficientNet-lite0's forward pass; so it misses its goal there.",
     "whole_study": "The live loop's two epochs are timed after each study, minutes apart; the ratios are widest where "
                    "the machine's speed changed in between.",
+    "difficulties": "What is neither training nor predicting: a worker starts (6 s), and every run draws, hashes, "
+                    "evaluates and publishes (about 0.1 s). The live loop is measured on 2 epochs of each arm.",
     "deep_shap": "EfficientNet-lite0 misses its goal by a third: its convolutions are cheap, and the rescale rule, "
                  "some six passes over every ReLU6's pairs, took about two fifths of the time in a profile, more than "
                  "a raw forward pass and a ReLU6's own gradient do.",
