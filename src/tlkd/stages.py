@@ -20,7 +20,7 @@ from tlkd.draws import Draw
 from tlkd.errors import RunFailed
 from tlkd.folder import Run, StudyFolder, TeacherFit, teacher_fit
 from tlkd.losses import Loss, hard_loss, label_smoothing_loss, make_loss, mean_entropy, smoothing_for
-from tlkd.specs import Network, Student, Study, Training
+from tlkd.specs import Network, Study, Training
 from tlkd.training import Fit, threads
 from tlkd.views import View
 from tlkd.workshop import (
@@ -404,8 +404,3 @@ def _degree(distortion: Distortion) -> dict[str, Any]:
 def student_key(condition: Condition) -> str:
     """Where a condition's student stands in the study, as an error names it."""
     return "student" if condition.student is None else f"conditions.{condition.name}.student"
-
-
-def same_student(student: Student) -> Any:
-    """What of a student decides its features."""
-    return student.model_dump(mode="json", include={"model", "weights", "input_size"})
