@@ -143,8 +143,9 @@ def test_a_killed_worker_loses_nothing(execute, tmp_path):
 
 def test_a_job_that_kills_every_worker_fails_alone(execute, tmp_path):
     found = execute("always", "teacher", retries=1)
-    assert found["always"].failure.startswith("its worker was killed or lost (WorkerCrashedError: ") and "\n" not in found["always"].failure
-    assert log_path(tmp_path / "logs", "always").read_text() == found["always"].failure + "\n"
+    failure = found["always"].failure
+    assert failure.startswith("its worker was killed or lost (WorkerCrashedError: ") and "\n" not in failure
+    assert log_path(tmp_path / "logs", "always").read_text() == failure + "\n"
     assert found["teacher"].failure == ""
 
 

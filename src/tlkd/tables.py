@@ -148,7 +148,8 @@ def epochs_to_threshold(found: Findings) -> pd.DataFrame:
 
 def teachers(found: Findings) -> pd.DataFrame:
     """Each teacher's metrics on the test split, means over its fits; `condition`: what it was fitted under."""
-    return frame_of(f"teacher condition trained_on labels model fits parameters {' '.join(METRICS)} no_better_than_tl", (
+    columns = f"teacher condition trained_on labels model fits parameters {' '.join(METRICS)} no_better_than_tl"
+    return frame_of(columns, (
         {"teacher": each.name, "condition": each.condition, "model": each.spec.model,
          "trained_on": each.spec.trained_on, "labels": each.spec.labels,
          "fits": len(each.metrics["accuracy"]), "parameters": each.parameters, "no_better_than_tl": each.no_better,
