@@ -36,7 +36,8 @@ FLOORS = {
     "study": 7, "tuned": 7, "sections": 7, "pictures": 7, "shares": 7, "summary": 7,
     "difficulty_figures": 7, "difficulty_sections": 7, "specimens": 7,
     "report": 8, "tuning": 8, "gallery": 8, "inventory": 8, "standing": 8,
-    "carried": 8, "planning": 9, "engines": 9, "cli": 10, "__main__": 11,
+    "carried": 8, "planning": 9, "engines": 9, "console": 9, "study_commands": 10, "tool_commands": 10,
+    "cli": 11, "__main__": 12,
 }
 TORCHLESS = ("specs", "conditions", "grids",
              "reading", "statistics", "evaluation", "convergence", "store", "folder", "checks", "contrasts",
