@@ -22,26 +22,29 @@ SETTINGS_OF: dict[Any, dict[str, Any]] = {
 
 
 class Spec(BaseModel):
-    """Common ground of all parts of a study: frozen, strict about types, closed to unknown keys."""
+    """Common ground of all parts of a study: frozen, strict about types, closed to unknown keys.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    The string below a key is its description, in the model's JSON schema and in the documentation.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False,
+                              use_attribute_docstrings=True)
 
 
 class Distortion(Spec):
-    """What is done to one image: a kind, and the settings that this kind has (the others are null).
-
-    `size`: the least and greatest side of a centred square, as fractions of the input's side. `severity`: 1 to 5 as
-    published, on the published `scale` (auto: CIFAR's for images stored at up to 64 pixels, ImageNet's beyond).
-    `band`: the frequencies that are kept, as fractions of the highest along an axis (Nyquist's); the mean is kept
-    always.
-    """
+    """What is done to one image: a kind, and the settings that this kind has (the others are null)."""
 
     kind: Literal["center_black", "border_black", "quarter_black", "gaussian_blur", "gaussian_noise", "low_pass",
                   "band_pass", "high_pass", "contrast", "brightness", "pixelate", "jpeg"]
+    """What is done."""
     size: tuple[Above0, Above0] | None = None
+    """Least and greatest side of a centred square, as fractions of the input's side."""
     severity: Annotated[int, Field(ge=1, le=5)] | None = None
+    """1 to 5, as published (Hendrycks and Dietterich, 2019)."""
     scale: Literal["auto", "cifar", "imagenet"] | None = None
+    """Whose severities: `auto` is CIFAR's for images stored at up to 64 pixels, ImageNet's beyond."""
     band: tuple[Band, Band] | None = None
+    """The frequencies that are kept, as fractions of the highest along an axis (Nyquist's); the mean always is."""
 
     @model_validator(mode="before")
     @classmethod
@@ -70,14 +73,14 @@ class Distortion(Spec):
 
 
 class Corruption(Distortion):
-    """A distortion laid on a `fraction` of the training samples, drawn once a run or anew each epoch.
-
-    Each sample has `variants` versions, whose geometry and noise belong to its id and `data_seed`.
-    """
+    """A distortion laid on a part of the training samples, drawn once a run or anew each epoch."""
 
     fraction: Fraction = 1.0
+    """How many of the training samples; a larger fraction corrupts what a smaller one does."""
     redraw: Literal["never", "epoch"] = "never"
+    """Whether samples are chosen once a run or anew each epoch."""
     variants: Annotated[int, Field(ge=1, le=100)] = 1
+    """How many versions each sample has; their geometry and noise belong to its id and `data_seed`."""
 
     @property
     def distortion(self) -> Distortion:
@@ -86,15 +89,15 @@ class Corruption(Distortion):
 
 
 class LabelNoise(Spec):
-    """Wrong labels on a `fraction` of the training samples, drawn once a run or anew each epoch.
-
-    `to`: `different` (uniform over the other classes), `uniform` (over all of them, so that one in so many keeps its
-    label), or a mapping from a class to the class it is taken for; then the fraction is one of the mapped classes'.
-    """
+    """Wrong labels on a part of the training samples, drawn once a run or anew each epoch."""
 
     fraction: Fraction
+    """How many of the training samples; under a mapping, of the mapped classes'."""
     to: Literal["different", "uniform"] | dict[str, str] = "different"
+    """Any other class (`different`), any class at all, so that some keep theirs (`uniform`), or a mapping from a class
+    to the class it is taken for."""
     redraw: Literal["never", "epoch"] = "never"
+    """Whether wrong labels are drawn once a run or anew each epoch."""
 
     @field_validator("to", mode="before")
     @classmethod
@@ -116,20 +119,24 @@ class LabelNoise(Spec):
 
 
 class Condition(Spec):
-    """A difficulty laid on the training samples; one without any is plain, as `clean` is.
-
-    `arms` and `seeds` name those that are run under it (null: all of the study's); `student` and `training` override
-    keys of the study's own.
-    """
+    """A difficulty laid on the training samples; one without any is plain, as `clean` is."""
 
     name: Slug
+    """How files and the report call it."""
     train_fraction: Above0 = 1.0
+    """The part of each class that is kept; a larger one keeps what a smaller one keeps."""
     label_noise: LabelNoise | None = None
+    """Wrong labels: a fraction alone, or a mapping of keys."""
     corruption: Corruption | None = None
+    """Distorted images."""
     arms: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Names of the arms that run under it; null: all."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    """The seeds that run under it; null: the study's."""
     student: dict[str, Any] | None = None
+    """Keys of `student` that it overrides."""
     training: dict[str, Any] | None = None
+    """Keys of `training` that it overrides."""
 
     @field_validator("label_noise", mode="before")
     @classmethod
@@ -171,8 +178,11 @@ class Exclusion(Spec):
     """Runs that are left out: those whose arm, condition and seed are all among those named (null: any)."""
 
     arms: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Names; null: any."""
     conditions: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Names; null: any."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
+    """Numbers; null: any."""
 
     @model_validator(mode="after")
     def _something(self) -> "Exclusion":
@@ -187,17 +197,18 @@ class Exclusion(Spec):
 
 
 class Robustness(Spec):
-    """Distorted test images that every finished student is shown: one kind, in several degrees.
-
-    `severities` of the kinds with published ones (null: 1 to 5), `sizes` of squares (the side as a fraction of the
-    input's), `bands` of the filters.
-    """
+    """Distorted test images that every finished student is shown: one kind, in several degrees."""
 
     kind: Annotated[str, Field()]
+    """A kind of corruption."""
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] | None = None
+    """Of the kinds with published ones; null: 1 to 5."""
     scale: Literal["auto", "cifar", "imagenet"] | None = None
+    """As a corruption's."""
     sizes: tuple[Above0, ...] | None = None
+    """Of squares: the side as a fraction of the input's; null: 0.25, 0.5, 0.75."""
     bands: tuple[tuple[Band, Band], ...] | None = None
+    """Of filters; null: the kind's own."""
 
     @field_validator("kind")
     @classmethod

@@ -27,36 +27,58 @@ class Normalisation(Spec):
     """Mean and standard deviation of each channel, of pixels in [0, 1]."""
 
     mean: tuple[float, float, float]
+    """Of red, green, blue."""
     sd: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+    """Of red, green, blue."""
 
 
 class Shapes(Spec):
-    """The generated scenes of the source `shapes`: their side in pixels, their number, and what gives a class away."""
+    """The painted scenes of the source `shapes`: how large, how many, and what gives a class away."""
 
     size: Annotated[int, Field(ge=32, le=96)] = 64
+    """Side of a scene, in pixels."""
     train_per_class: Positive = 200
+    """How many training scenes of each class are painted."""
     test_per_class: Positive = 50
+    """How many test scenes of each class are painted."""
     tie: Fraction = 0.0
+    """How often a training scene's background is its class's own: this share, and a tenth of the rest."""
     test_tie: Fraction | None = None
+    """The same of test scenes; null: as `tie`."""
     noise: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Standard deviation of the noise on every pixel in [0, 1]."""
 
 
 class Data(Spec):
-    """Where the images come from, how they are split, and how they are laid onto a network's square input."""
+    """Where images come from, how they are split, and how they are laid onto a network's square input."""
 
     source: str = "mnist5k"
+    """`mnist5k`, `shapes`, `cifar10`, `torchvision:NAME`, or `folder:PATH` for a folder or an archive of images."""
     root: str | None = None
+    """Where downloads or local copies of `cifar10` and `torchvision:` lie; null: in the cache."""
     train_per_class: Positive | None = None
+    """Cap on the training images of each class, drawn by `data_seed`, nested; dev keeps its proportion."""
     test_per_class: Positive | None = None
+    """Cap on the test images of each class, drawn by `data_seed`, nested."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """What is cut out as test split where a source has none."""
     dev_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """What is cut out of train first, stratified, as dev split; 0 goes with `selection: test`."""
     data_seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of splits, caps, the geometry of crops and the noise of corruptions."""
     fit: Literal["crop", "stretch", "pad"] = "crop"
+    """How an image that is not square is laid onto the square."""
     augment: tuple[str, ...] = Field(default_factory=lambda data: () if data.get("source") == "mnist5k" else ("hflip",))
+    """`hflip`, and `crop:K` for K banked random resized crops; the same for teacher and student. Digits: none."""
     normalise: Literal["model", "dataset"] | Normalisation = "model"
+    """By the weights' own mean and sd (`model`), the training split's (`dataset`), or those given."""
     masks: str | None = None
+    """Foregrounds of test images: `strokes` (`mnist5k`), `exact` (`shapes`), a COCO, VIA or labelme file, or a folder
+    of PNG masks."""
     shapes: Shapes | None = None
+    """Settings of the source `shapes`."""
     on_bad_image: Literal["fail", "skip"] = "fail"
+    """`fail` names the first image that cannot be read; `skip` leaves such images out and lists them."""
 
     @field_validator("source")
     @classmethod
@@ -112,29 +134,48 @@ class Training(Spec):
     """How one network is trained; a teacher may override any part of it."""
 
     epochs: Positive = 30
+    """Passes over the training samples."""
     batch_size: Positive = 64
+    """Samples a step."""
     optimiser: Literal["sgd", "adamw"] = "sgd"
+    """Stochastic gradient descent with momentum, or AdamW."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    """At the start of the schedule."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of `sgd`."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0005
+    """On all trained parameters."""
     schedule: Literal["constant", "cosine", "plateau"] = "cosine"
+    """How the learning rate falls: not at all, along half a cosine, or where dev's accuracy stands still."""
     plateau_patience: Annotated[int, Field(ge=0)] = 3
+    """Of `plateau`: epochs without a gain before the learning rate falls."""
     plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Of `plateau`: what the learning rate is multiplied by."""
     early_stopping: Positive | None = None
+    """Epochs without a gain on the selection split after which a training ends; null: it goes on."""
     report_epoch: Literal["last", "best"] = "last"
+    """The epoch whose network is judged: the last, or the best on the selection split."""
     precision: Literal["float32", "bf16", "fp16"] = "float32"
+    """Of a training, by autocast; banks stay float32."""
     threads: Positive = 1
+    """CPU threads of a training; part of a run's address, since it changes the last bits."""
 
 
 class Network(Spec):
     """A network, its weights, and which part of it is trained."""
 
     model: str
+    """`packaged:NAME`, `torchvision:NAME` or `timm:NAME`."""
     weights: str = "imagenet"
+    """`imagenet`, a name of torchvision's weights, a file (safetensors or a state dict), or `none`."""
     input_size: Annotated[int, Field(ge=8)] = 224
+    """Side of the square input, in pixels."""
     trainable: Annotated[str, Field(pattern=TRAINABLE)] = "head"
+    """`head`, `all`, or `last:N`: the last N units that own parameters, and the head."""
     batch_norm: Literal["eval", "train"] = "eval"
+    """Whether frozen batch norms keep their statistics (`eval`) or update them (`train`)."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Before the head."""
 
     @field_validator("model")
     @classmethod
@@ -149,16 +190,22 @@ class Student(Network):
     """The small network."""
 
     start: Literal["pretrained", "tl"] = "pretrained"
+    """Where TL+KD starts: at the pretrained weights, or at the same seed's finished TL student."""
 
 
 class Teacher(Network):
     """A larger network that is fine-tuned first, or taken as it is (`fit: false`), and then gives soft labels."""
 
     per_seed: bool = False
+    """Whether each seed has a teacher of its own, also without a difficulty."""
     fit: bool = True
+    """`false`: a checkpoint that was fine-tuned elsewhere, with its own head, is taken as it is."""
     trained_on: Literal["condition", "clean"] = "condition"
+    """The same few, wrong or corrupted samples as its student, or the whole clean training split."""
     labels: Literal["same_view", "clean_view"] = "same_view"
+    """Which image it is asked about: the corrupted one that the student sees, or the clean one."""
     training: Training = Training()
+    """What it leaves out is the study's."""
 
 
 KINDS: dict[Any, dict[str, Any]] = {
@@ -174,17 +221,20 @@ CONTROLS = ("label_smoothing", "tl_kd_shuffled", "self")
 
 
 class Arm(Spec):
-    """How the student's loss is made: an arm is a loss, nothing else.
-
-    `training` overrides keys of the study's training for this arm alone, as `tlkd tune` does it.
-    """
+    """How the student's loss is made: an arm is a loss, nothing else."""
 
     name: Slug
+    """How files and the report call it."""
     kind: Literal["tl", "tl_kd", "label_smoothing", "tl_kd_shuffled", "self"]
+    """`tl`: hard labels; `tl_kd`: hard and soft labels; the others are controls."""
     teacher: str | None = None
+    """Name of the teacher that gives the soft labels."""
     soft_weight: Fraction | None = None
+    """Weight of the soft labels, the thesis's alpha; the hard labels have the rest."""
     temperature: Annotated[float, Field(gt=0)] | None = None
+    """What logits are divided by before the softmax, on both sides."""
     training: dict[str, Any] | None = None
+    """Keys of `training` that this arm alone overrides, as `tlkd tune` writes them."""
 
     @model_validator(mode="before")
     @classmethod
@@ -217,27 +267,34 @@ class Background(Spec):
     """What attributions are measured against: training images, or one image that is black or their mean."""
 
     kind: Literal["random", "first", "black", "mean"] = "random"
+    """Training images, drawn by `data_seed` or the first that the first seed's training saw; or one black or mean
+    image."""
     size: Positive = 20
+    """How many training images."""
 
 
 class Explanation(Spec):
-    """Which finished networks are explained, on which test images, how, and against what background.
-
-    `images` is a number of test images a class, or `masks`: all that have one; null stands for `masks` where the study
-    has masks, and for two a class where not. `pictures` counts those of each class that all classes are drawn for.
-    `seeds` is a number of the first ones; `conditions` names those whose students are explained (null: the plain ones).
-    """
+    """Which finished networks are explained, on which test images, how, and against what background."""
 
     explainer: Literal["deep_shap", "deep_lift", "integrated_gradients", "gradient_shap", "grad_cam", "occlusion"] = (
         "deep_shap")
+    """The method; `deep_shap`, `deep_lift` and `integrated_gradients` are additive."""
     output: Literal["logit", "probability"] = "logit"
+    """Whether logits or probabilities are explained."""
     background: Background = Background()
+    """What images are compared with."""
     images: Literal["masks"] | Positive | None = None
+    """How many test images of each class, or `masks`: all that have one; null: `masks` where there are any, else 2."""
     pictures: Annotated[int, Field(ge=0)] = 2
+    """How many images of each class are drawn for all classes."""
     seeds: Literal["all"] | Positive = "all"
+    """How many of the first seeds' networks, or `all`."""
     teachers: bool = True
+    """Whether teachers are explained, too."""
     conditions: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Names of those whose students are explained; null: the plain ones."""
     signs: Literal["channel", "summed"] = "channel"
+    """What is positive: each channel's value, or the sum over channels."""
 
     @field_validator("images", "seeds", mode="before")
     @classmethod
@@ -253,30 +310,50 @@ class Verdict(Spec):
     """What may be claimed: the one primary endpoint, the smallest gain that matters, the level of the tests."""
 
     metric: Literal["accuracy", "balanced_accuracy"] = "accuracy"
+    """The primary endpoint."""
     smallest_gain: Annotated[float, Field(gt=0, lt=1)] = 0.005
+    """The smallest gain that matters, as a fraction: 0.005 is half a point."""
     smallest_epochs: Annotated[float, Field(gt=0)] = 1.0
+    """The same of hypothesis 3, in epochs."""
     smallest_share: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """The same of hypothesis 2, as a fraction of the positive attribution."""
     level: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Of the tests; intervals cover the rest."""
 
 
 class Study(Spec):
     """One study file, complete: every default filled in, every reference checked, its grid written out."""
 
     name: Annotated[str, Field(pattern=STUDY_NAME)]
+    """Also the default folder, `out/<name>`."""
     data: Data
+    """The images."""
     student: Student
+    """The small network."""
     teachers: dict[Slug, Teacher] = {}  # noqa: RUF012 (pydantic copies it)
+    """The larger networks, by name."""
     arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
+    """What is compared; one is of kind `tl`, as a rule."""
     conditions: Annotated[tuple[Condition, ...], Field(min_length=1)] = (Condition(name="clean"),)
+    """Difficulties of the training samples; `clean` alone by default."""
     exclude: tuple[Exclusion, ...] = ()
+    """Runs that are left out."""
     training: Training = Training()
+    """How students are trained, and teachers where they say nothing else."""
     selection: Literal["dev", "test"] = "dev"
+    """The split that best epochs, early stopping and plateaus look at; `test` only to repeat the thesis."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = tuple(range(10))
+    """Of head initialisation, order, flips, dropout, and of which samples are dropped, mislabelled or corrupted."""
     bank: bool = True
+    """`off`: every network is run live, and nothing is kept."""
     robustness: tuple[Robustness, ...] = ()
+    """Distorted test images that every finished student is shown."""
     explanation: Explanation | None = None
+    """Which finished networks are explained; null: none. `{}` takes all defaults."""
     verdict: Verdict = Verdict()
+    """What may be claimed."""
     footnotes: tuple[str, ...] = ()
+    """Sentences for the report."""
 
     @model_validator(mode="before")
     @classmethod
