@@ -19,10 +19,11 @@ from torch import nn
 
 from common import CPU, Row, network
 from tlkd import study as pipeline
-from tlkd.engine import Local, Outcome
+from tlkd.engine import Outcome
 from tlkd.folder import StudyFolder, plan
 from tlkd.reading import read_study
 from tlkd.specs import Study
+from tlkd.workers import Local
 from whole_study import CLASSES, PART, SIZE, TRAIN, live_epoch, make_images
 
 SEEDS, FEW, REPEATS = 3, 2, 2

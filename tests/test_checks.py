@@ -175,7 +175,15 @@ def test_a_teacher_that_is_gone_is_found(folder: StudyFolder) -> None:
     for file in (folder.path / "teachers" / "big").iterdir():
         file.unlink()
     (folder.path / "teachers" / "big").rmdir()
-    assert "teachers/big: is not there" in verify(folder.path)[1]
+    assert "teachers/big: is not there, though kd-clean-0 learned from it" in verify(folder.path)[1]
+
+
+def test_a_study_that_was_stopped_before_anyone_learned_lacks_no_teacher(folder: StudyFolder) -> None:
+    for path in (folder.path / "teachers" / "big", *(folder.path / "runs").glob("kd*")):
+        shutil.rmtree(path)
+    table = pd.read_csv(folder.path / "results.csv")
+    table[table["arm"] == "tl"].to_csv(folder.path / "results.csv", index=False)
+    assert not [line for line in verify(folder.path)[1] if line.startswith("teachers/")]
 
 
 def test_a_folder_without_study_or_results_is_bad_input(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from tlkd import engine, progress
-from tlkd.engine import Inline, Job, Local, Outcome, draft_path, log_path, run_all
+from tlkd import engine, progress, workers
+from tlkd.engine import Inline, Job, Outcome, draft_path, log_path, run_all
 from tlkd.errors import BadInput, RunFailed
+from tlkd.workers import Local
 
 HERE = Path(__file__).parent
 QUIET = {key: value for key, value in os.environ.items() if key not in ("FORCE_COLOR", "TTY_COMPATIBLE")}
@@ -319,7 +320,7 @@ def never_serve(*_):
 
 
 def test_a_worker_that_cannot_start_is_not_started_for_ever(local, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "_serve", never_serve)
+    monkeypatch.setattr(workers, "_serve", never_serve)
     found = run([Job("pid 1"), Job("pid 2")], local())
     failure = "its worker ended with exit code 7 in the middle of its job"
     assert {outcome.failure for outcome in found.values()} == {failure}
@@ -444,7 +445,8 @@ DRIVER = """
 import sys
 from pathlib import Path
 from test_engine import Context, work
-from tlkd.engine import Job, Local, run_all
+from tlkd.engine import Job, run_all
+from tlkd.workers import Local
 
 def main():
     folder = Path(sys.argv[1])

@@ -23,7 +23,7 @@ FLOORS = {
     "series": 2, "engine": 2,
     # 3
     "banks": 3, "training": 3, "provenance": 3, "contrasts": 3, "explained": 3, "masks": 3, "rules": 3,
-    "subjects": 3, "spaces": 3, "ray_engine": 3,
+    "subjects": 3, "spaces": 3, "workers": 3, "ray_engine": 3,
     # 4
     "workshop": 4, "foreground": 4, "album": 4, "doctor": 4, "checks": 4, "attribution": 4,
     "results": 4, "difficulties": 4, "controls": 4, "robustness": 4,
@@ -35,8 +35,8 @@ FLOORS = {
     # 7, what reads or runs a whole study
     "study": 7, "tuned": 7, "sections": 7, "pictures": 7, "shares": 7, "summary": 7,
     "difficulty_figures": 7, "difficulty_sections": 7, "specimens": 7,
-    "report": 8, "tuning": 8, "gallery": 8, "inventory": 8, "standing": 8,
-    "carried": 8, "planning": 9, "engines": 9, "console": 9, "study_commands": 10, "tool_commands": 10,
+    "report": 8, "proposals": 8, "gallery": 8, "inventory": 8, "standing": 8,
+    "carried": 8, "tuning": 9, "planning": 9, "engines": 9, "console": 9, "study_commands": 10, "tool_commands": 10,
     "cli": 11, "__main__": 12,
 }
 TORCHLESS = ("specs", "conditions", "grids",

@@ -20,8 +20,8 @@ from filelock import FileLock
 from PIL import Image
 
 from test_study import small_study
-from tlkd import cli, tuning
-from tlkd.engine import Inline, Job, Local, Outcome
+from tlkd import cli, proposals, tuning
+from tlkd.engine import Inline, Job, Outcome
 from tlkd.errors import BadInput, RunFailed
 from tlkd.folder import KILLED, StudyFolder
 from tlkd.reading import read_study
@@ -29,6 +29,7 @@ from tlkd.spaces import Search, search_of
 from tlkd.study import run_study
 from tlkd.tuned import Trials, table
 from tlkd.tuning import tune
+from tlkd.workers import Local
 
 CPU = torch.device("cpu")
 BAD_RATE = "training.learning_rate=0.0001"
@@ -342,14 +343,14 @@ def test_a_training_s_name_holds_all_that_it_needs(shapes_folder: Path) -> None:
     setting = {"training.learning_rate": 0.1 + 0.2, "training.weight_decay": 1e-6, "soft_weight": 0.25,
                "training.batch_size": 8, "training.schedule": "cosine", "training.early_stopping": None}
     assert list(setting) == [space.key for space in search.spaces["tl_kd"]]
-    name = tuning.job_name("tl_kd", 12, 3, setting)
+    name = proposals.job_name("tl_kd", 12, 3, setting)
     assert name == 'tl_kd-12-3 0.30000000000000004 1e-06 0.25 8 "cosine" null'
     run = tuning.run_of(search, name)
     assert (run.arm.name, run.seed, run.condition.name) == ("tl_kd", 3, "clean")
     assert run.arm.training == {"learning_rate": 0.1 + 0.2, "weight_decay": 1e-6, "schedule": "cosine",
                                 "early_stopping": None, "batch_size": 8}
     assert (run.arm.soft_weight, run.arm.temperature) == (0.25, 4.0)
-    assert tuning.run_of(search, tuning.job_name("tl", 1, 0, {})).arm == search.study.arms[0]
+    assert tuning.run_of(search, proposals.job_name("tl", 1, 0, {})).arm == search.study.arms[0]
 
 
 @pytest.fixture

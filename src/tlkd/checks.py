@@ -30,8 +30,9 @@ def verify(path: Path) -> tuple[int, list[str]]:
             problems += [f"results.csv: {run.run_id}, {line}" for line in _row_problems(folder, run, rows[run.run_id])]
     for name, paths in folder.teachers().items():
         problems += [f"teachers/{path.name}/{line}" for path in paths for line in _metric_problems(path)]
-        if not paths:
-            problems.append(f"teachers/{name}: is not there")
+        learned = [run.run_id for run in finished if run.arm.teacher == name]
+        if not paths and learned:  # a study that was stopped early has neither
+            problems.append(f"teachers/{name}: is not there, though {learned[0]} learned from it")
     problems += _robustness_problems(folder)
     for who in [*(run.run_id for run in folder.finished()), *explained.explained_teachers(folder).values()]:
         if explained.there(folder, who):

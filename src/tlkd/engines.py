@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlkd import crew, store
-from tlkd.engine import Executor, Local, Work
+from tlkd.engine import Executor, Work
 from tlkd.errors import BadInput
 from tlkd.specs import Study
+from tlkd.workers import Local
 
 if TYPE_CHECKING:
     import torch

@@ -6,40 +6,36 @@ a journal and every training is an artifact, so that a search that was stopped g
 
 import json
 import shutil
-import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 
-from tlkd import banks, evaluation, models, progress, seeding, stages, store, study, tuned
+from tlkd import banks, evaluation, models, progress, stages, store, study, tuned
 from tlkd.batches import Rows, predict
 from tlkd.engine import Executor, Inline, Job, Outcome, failure_line, run_all
 from tlkd.errors import BadInput, RunFailed
 from tlkd.folder import EXTENDABLE, KILLED, Run, StudyFolder, TeacherFit, plan, teacher_fit
+from tlkd.proposals import ArmSearch, Attempt, demand, job_name, journal
 from tlkd.provenance import provenance
 from tlkd.reading import dump_yaml, read_yaml
-from tlkd.spaces import Search, Space, shown_value, starts_from_tl, with_setting
-from tlkd.specs import Arm, canonical
+from tlkd.spaces import Search, shown_value, starts_from_tl, with_setting
+from tlkd.specs import canonical
 from tlkd.stages import SoftLabels
 from tlkd.training import threads as held_to
-from tlkd.tuned import Trial, Trials
+from tlkd.tuned import Trials
 from tlkd.workshop import Workshop, corrupted_views, inputs_of, learner, network_for, train
-
-if TYPE_CHECKING:
-    import optuna
 
 VERSION = 1  # of what a trial's training is; a change that alters results raises it
 RECORD, JOURNAL = "search.yaml", "journal.log"
-DRAWN_FIRST = 6  # trials before the sampler trusts what it has seen; the study's own setting is one of them
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ def tune(search: Search, trials: int, out: Path, device: torch.device, command: 
     Raises `BadInput` for a folder of another search and for what the study's data or networks do not allow, before
     anything is written, and `RunFailed` where a teacher or a training failed by no fault of its setting.
     """
-    _optuna()
+    demand()
     cache = store.cache_folder()
     context = Context(search.study, out.absolute(), cache.absolute(), str(device), threads, search=search)
     workshop = study.open_workshop(context)
@@ -74,8 +70,8 @@ def tune(search: Search, trials: int, out: Path, device: torch.device, command: 
             if not (out / RECORD).is_file():
                 record = {**_decisive(search, workshop.dataset.content), "provenance": provenance(command, device)}
                 store.replace_text(out / RECORD, dump_yaml(record))
-            storage = _journal(out / JOURNAL)
-            searches = [_ArmSearch(storage, search, arm) for arm in search.arms]
+            storage = journal(out / JOURNAL)
+            searches = [ArmSearch(storage, search, arm) for arm in search.arms]
             if any(len(each.complete()) < trials for each in searches):
                 _carry_on(context, searches, trials, executor)
             found = Trials(search, {each.arm.name: each.complete()[:trials] for each in searches})
@@ -84,7 +80,7 @@ def tune(search: Search, trials: int, out: Path, device: torch.device, command: 
     return found
 
 
-def _carry_on(context: Context, searches: list["_ArmSearch"], trials: int, make_executor: MakeExecutor) -> None:
+def _carry_on(context: Context, searches: list["ArmSearch"], trials: int, make_executor: MakeExecutor) -> None:
     """Do what is left to do; `RunFailed` where something failed by no fault of its setting."""
     executor = make_executor(work, context)
     try:
@@ -158,142 +154,6 @@ def _alone(out: Path) -> Iterator[None]:
         lock.release()
 
 
-# --- Optuna -----------------------------------------------------------------------------------------------------------
-
-
-def _optuna() -> None:
-    """Make sure that Optuna is there, and quiet."""
-    try:
-        import optuna
-    except ImportError:
-        raise BadInput("tlkd tune: Optuna is not installed; `pip install 'tlkd[tune]'` brings it") from None
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-
-
-def _journal(path: Path) -> "optuna.storages.BaseStorage":
-    """The journal of all trials, whatever a process that was killed may have left of its last line and of its lock."""
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    path.with_name(f"{path.name}.lock").unlink(missing_ok=True)  # nobody else is here
-    if path.is_file():
-        content = path.read_bytes()
-        whole = content[:content.rfind(b"\n") + 1]
-        if whole != content:
-            store.replace_bytes(path, whole)
-    try:
-        return JournalStorage(JournalFileBackend(str(path)))
-    except (ValueError, LookupError, TypeError) as error:
-        raise BadInput(f"{path}: cannot be read ({type(error).__name__}: {error}); choose another --out") from None
-
-
-@dataclass
-class _Attempt:
-    """A trial that is under way: what each seed gave so far."""
-
-    searching: "_ArmSearch"
-    number: int
-    trial: "optuna.Trial"
-    setting: dict[str, Any]
-    results: dict[int, dict[str, Any]] = field(default_factory=dict)
-
-    def job(self, seed: int) -> Job:
-        """One training of it."""
-        search, arm = self.searching.search, self.searching.arm
-        setting = {} if self.number == 1 else self.setting  # the first is the study's own, whatever that is
-        training = search.study.training_of(with_setting(arm, setting), search.condition)
-        return Job(job_name(arm.name, self.number, seed, setting), threads=training.threads)
-
-
-class _ArmSearch:
-    """The search of one arm: what was tried, as the journal has it, and what is tried next."""
-
-    def __init__(self, storage: "optuna.storages.BaseStorage", search: Search, arm: Arm) -> None:
-        import optuna
-
-        self.search, self.arm, self.spaces = search, arm, search.spaces[arm.name]
-        self._states = optuna.trial.TrialState
-        self._study = optuna.create_study(storage=storage, study_name=arm.name, direction="maximize",
-                                          load_if_exists=True)
-        for trial in self._study.get_trials(states=[self._states.RUNNING]):
-            if "setting" not in trial.user_attrs:  # killed while it was asked for: the same is proposed again
-                self._study.tell(trial.number, state=self._states.FAIL)
-        self.begun = len(self._trials())
-
-    def _trials(self) -> list["optuna.trial.FrozenTrial"]:
-        """All that were begun, in order: a trial's place among them is its number."""
-        return self._study.get_trials(states=[self._states.RUNNING, self._states.COMPLETE])
-
-    def complete(self) -> list[Trial]:
-        """The finished trials before the first that is not."""
-        found = []
-        for number, trial in enumerate(self._trials(), start=1):
-            if trial.state != self._states.COMPLETE:
-                break
-            told = trial.user_attrs
-            found.append(Trial(self.arm.name, number, told["setting"], _by_seed(told["scores"]),
-                               _by_seed(told["losses"]), told["seconds"], told["failure"],
-                               _by_seed(told["artifacts"])))
-        return found
-
-    def unfinished(self) -> list[_Attempt]:
-        """The trials that an earlier start left in the middle."""
-        import optuna
-
-        return [_Attempt(self, number, optuna.Trial(self._study, trial._trial_id), trial.user_attrs["setting"])
-                for number, trial in enumerate(self._trials(), start=1) if trial.state == self._states.RUNNING]
-
-    def ask(self, parallel: bool) -> _Attempt:
-        """Begin the next trial: the study's own setting first, then what the sampler proposes.
-
-        The sampler is made anew for each, seeded by the arm's name and the trial's number, so that a search which was
-        stopped proposes what an uninterrupted one would have.
-        """
-        number = self.begun + 1
-        seed = seeding.seed_from("tune", self.arm.name, number) % 2**32
-        own = self.search.own(self.arm)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what Optuna calls experimental
-            from optuna.samplers import TPESampler
-
-            self._study.sampler = TPESampler(seed=seed, n_startup_trials=DRAWN_FIRST, constant_liar=parallel)
-            if number == 1 and not self._study.get_trials(states=[self._states.WAITING]):
-                # Where the study's own value lies outside of its space, the sampler is told the nearest inside.
-                self._study.enqueue_trial({space.key: space.nearest(own[space.key]) for space in self.spaces})
-            trial = self._study.ask({space.key: _distribution(space) for space in self.spaces})
-        setting = own if number == 1 else {space.key: space.rounded(trial.params[space.key]) for space in self.spaces}
-        trial.set_user_attr("setting", setting)
-        self.begun = number
-        return _Attempt(self, number, trial, setting)
-
-    def tell(self, attempt: _Attempt) -> None:
-        """Finish a trial whose trainings are all over: the mean over seeds, or the worst value where one failed."""
-        results = {seed: attempt.results[seed] for seed in self.search.seeds}
-        failure = next((result["failure"] for result in results.values() if "failure" in result), "")
-        scores = {} if failure else {seed: each[f"dev_{self.search.metric}"] for seed, each in results.items()}
-        losses = {} if failure else {seed: each["dev_log_loss"] for seed, each in results.items()}
-        seconds = sum(result.get("seconds", 0.0) for result in results.values())
-        artifacts = {seed: result["address"] for seed, result in results.items() if "address" in result}
-        told = Trial(self.arm.name, attempt.number, attempt.setting, scores, losses, seconds, failure, artifacts)
-        for key in ("scores", "losses", "seconds", "failure", "artifacts"):
-            attempt.trial.set_user_attr(key, getattr(told, key))
-        self._study.tell(attempt.trial, told.value)
-
-
-def _by_seed(stored: Mapping[str, Any]) -> dict[int, Any]:
-    return {int(seed): value for seed, value in stored.items()}  # in JSON all keys are text
-
-
-def _distribution(space: Space) -> "optuna.distributions.BaseDistribution":
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if space.choices:
-        return CategoricalDistribution(space.choices)
-    if space.whole:
-        return IntDistribution(int(space.low), int(space.high), log=space.log)
-    return FloatDistribution(space.low, space.high, log=space.log)
-
-
 # --- ask and tell -----------------------------------------------------------------------------------------------------
 
 
@@ -304,11 +164,11 @@ class _Turns:
     one more try at once.
     """
 
-    def __init__(self, searches: list[_ArmSearch], trials: int, parallel: bool) -> None:
+    def __init__(self, searches: list[ArmSearch], trials: int, parallel: bool) -> None:
         self.searches, self.trials, self.parallel = searches, trials, parallel
         self.failures: dict[str, str] = {}
         self._left = deque(attempt for each in searches for attempt in each.unfinished() if attempt.number <= trials)
-        self._jobs: deque[tuple[_Attempt, int]] = deque()
+        self._jobs: deque[tuple[Attempt, int]] = deque()
         self._under_way = dict.fromkeys((each.arm.name for each in searches), 0)
         self._again: set[str] = set()
 
@@ -317,7 +177,7 @@ class _Turns:
         """The number of trials that are over, of all arms."""
         return sum(min(len(each.complete()), self.trials) for each in self.searches)
 
-    def next(self) -> tuple[_Attempt, int] | None:
+    def next(self) -> tuple[Attempt, int] | None:
         """The next training, of a trial that is begun only now if none has one left; None where all are begun."""
         if not self._jobs:
             attempt = self._left.popleft() if self._left else self._ask()
@@ -327,13 +187,13 @@ class _Turns:
             self._jobs.extend((attempt, seed) for seed in attempt.searching.search.seeds)
         return self._jobs.popleft()
 
-    def _ask(self) -> _Attempt | None:
+    def _ask(self) -> Attempt | None:
         waiting = [each for each in self.searches if each.begun < self.trials]
         if not waiting:
             return None
         return min(waiting, key=lambda each: (self._under_way[each.arm.name], each.begun)).ask(self.parallel)
 
-    def settle(self, attempt: _Attempt, seed: int, job: Job, outcome: Outcome) -> bool:
+    def settle(self, attempt: Attempt, seed: int, job: Job, outcome: Outcome) -> bool:
         """Note how a training ended; whether its trial is over with it."""
         if outcome.failure.startswith(KILLED) and job.name not in self._again:
             self._again.add(job.name)
@@ -349,13 +209,13 @@ class _Turns:
         return True
 
 
-def _search(searches: list[_ArmSearch], trials: int, executor: Executor) -> dict[str, str]:
+def _search(searches: list[ArmSearch], trials: int, executor: Executor) -> dict[str, str]:
     """Try until every arm has its trials, with no slot idle; what failed by no fault of its setting, by job.
 
     With one slot all that went before a trial is over when it is asked for, so that a search can be repeated exactly.
     """
     turns = _Turns(searches, trials, executor.slots > 1)
-    flight: dict[Future[Outcome], tuple[_Attempt, int, Job]] = {}
+    flight: dict[Future[Outcome], tuple[Attempt, int, Job]] = {}
     try:
         with progress.bar("trials", trials * len(searches), turns.finished) as advance:
             while True:
@@ -397,11 +257,6 @@ def _prepare(context: Context, executor: Executor) -> dict[str, str]:
 
 
 # --- jobs, in whatever process ----------------------------------------------------------------------------------------
-
-
-def job_name(arm: str, number: int, seed: int, setting: Mapping[str, Any]) -> str:
-    """A training's name, which holds all that it needs to know: `tl_kd-7-0 0.02 4.5`, values in their keys' order."""
-    return " ".join([f"{arm}-{number}-{seed}", *(json.dumps(value) for value in setting.values())])
 
 
 def run_of(search: Search, name: str) -> Run:
