@@ -357,9 +357,15 @@ def test_doctor_prints_what_is_there(call: Call) -> None:
 # --- run --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("failures", "code"), [({}, 0), ({"kd-clean-1": "epoch 3, step 4: the loss is nan"}, 1)])
+WILD, KILLED = {"kd-clean-1": "epoch 3, step 4: the loss is nan"}, {"tl-clean-0": "its worker was killed by signal 9"}
+
+
+@pytest.mark.parametrize(("failures", "code", "again"), [
+    ({}, 0, ""), (WILD, 1, "the same command with --retry-failed tries them again"),
+    (KILLED, 1, "the same command tries them again"),
+    (WILD | KILLED, 1, "the same command tries the 1 again that were killed, with --retry-failed all")])
 def test_run_hands_over_the_study_and_exits_with_what_failed(
-        call: Call, monkeypatch: pytest.MonkeyPatch, failures: dict[str, str], code: int) -> None:
+        call: Call, monkeypatch: pytest.MonkeyPatch, failures: dict[str, str], code: int, again: str) -> None:
     given = {}
 
     def run_study(study: object, out: Path, device: torch.device, command: str, executor: object, retry_failed: bool,
@@ -379,8 +385,7 @@ def test_run_hands_over_the_study_and_exits_with_what_failed(
     assert found[0] == code
     assert found[1] == "The teacher helps.\nresults: out/mine/results.csv\nreport:  out/mine/report.html\n"
     said = "".join(f"tlkd: {name} failed: {why}\n" for name, why in failures.items())
-    assert found[2] == said + ("tlkd: 1 failed (logs: out/mine/logs); the same command with --retry-failed tries them "
-                               "again\n" if failures else "")
+    assert found[2] == said + (f"tlkd: {len(failures)} failed (logs: out/mine/logs); {again}\n" if failures else "")
     assert given["study"].training.epochs == 2
     assert given["out"] == Path("out/mine")
     assert given["device"] == torch.device("cpu")

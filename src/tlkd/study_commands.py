@@ -77,8 +77,13 @@ def run(
     for name, reason in failures.items():
         print(f"tlkd: {name} failed: {reason}", file=sys.stderr)
     if failures:
-        print(f"tlkd: {len(failures)} failed (logs: {folder / 'logs'}); the same command with --retry-failed tries "
-              "them again", file=sys.stderr)
+        from tlkd.folder import KILLED
+
+        killed = sum(reason.startswith(KILLED) for reason in failures.values())
+        again = ("the same command tries them again" if killed == len(failures)
+                 else "the same command with --retry-failed tries them again" if not killed
+                 else f"the same command tries the {killed} again that were killed, with --retry-failed all")
+        print(f"tlkd: {len(failures)} failed (logs: {folder / 'logs'}); {again}", file=sys.stderr)
         raise typer.Exit(1)
 
 
