@@ -1,19 +1,25 @@
 # Two commands for a newcomer: `make quickstart` and `make test`. The rest is for those who work on tlkd.
 PYTHON ?= python3
 BIN := .venv/bin
+QUICK := .venv/.quickstart
 STAMP := .venv/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-slow lint benchmarks clean
+.PHONY: quickstart test test-slow lint docs benchmarks clean
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "tlkd needs Python 3.11 or newer; found " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 quickstart")'
 	$(PYTHON) -m venv .venv
 
-$(STAMP): $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+$(QUICK): $(BIN)/python pyproject.toml
+	$(PIP) -e '.[quickstart]'
 	touch $@
 
-quickstart: $(STAMP)
+$(STAMP): $(QUICK) pyproject.toml
+	$(PIP) -e '.[dev]'
+	touch $@
+
+quickstart: $(QUICK)
 	$(BIN)/tlkd run quickstart
 
 test: $(STAMP)
@@ -25,6 +31,9 @@ test-slow: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -q -n -W --keep-going -j auto docs out/docs
 
 benchmarks: $(STAMP)
 	$(BIN)/python benchmarks/run.py
