@@ -31,6 +31,14 @@ class Decoded(NamedTuple):
     turned: bool
 
 
+class Upright(NamedTuple):
+    """An image file's upright size in pixels, and how EXIF turned it where that swapped its sides."""
+
+    width: int
+    height: int
+    turn: Image.Transpose | None
+
+
 def read_image(path: Path) -> Image.Image:
     """Read an image file as upright 8-bit RGB at its native size.
 
@@ -67,6 +75,18 @@ def decode(source: Path | Image.Image, side: int | None = None) -> Decoded:
     if turn in SIDEWAYS:
         width, height = height, width
     return Decoded(upright, mode, height, width, True)
+
+
+def upright(source: Path | Image.Image) -> Upright:
+    """The upright size of an image, from its header alone. Raises `BadImage` where the header cannot be read."""
+    if isinstance(source, Image.Image):
+        return Upright(*source.size, None)
+    try:
+        with Image.open(source) as image:
+            (width, height), turn = image.size, TURNS.get(image.getexif().get(ORIENTATION, 1))
+    except Exception as error:  # whatever Pillow raises
+        raise BadImage(_reason(error, source)) from None
+    return Upright(height, width, turn) if turn in SIDEWAYS else Upright(width, height, None)
 
 
 def native_sides(source: Path | Image.Image) -> tuple[int, int]:

@@ -5,7 +5,6 @@ drawn at. From there each pixel of the square takes the nearest one.
 """
 
 import hashlib
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,8 @@ from tlkd import annotations, datasets, images, sources, wording
 from tlkd.annotations import Annotated, BadAnnotation, Region
 from tlkd.datasets import Dataset
 from tlkd.errors import BadInput
-from tlkd.naming import Names
+from tlkd.images import Upright
+from tlkd.naming import Names, class_key
 from tlkd.rasters import Mask, Polygon, axes, fill, lay
 from tlkd.specs import Data, Shapes, canonical_hash
 
@@ -58,7 +58,7 @@ class Masks:
     content: str  # SHA-256 over the images' ids, masks and uncertain
 
 
-class _Drawn(NamedTuple):
+class Drawn(NamedTuple):
     """A foreground at its own size, `[height, width]`, and the polygons that it was made from."""
 
     mask: Mask
@@ -66,7 +66,7 @@ class _Drawn(NamedTuple):
     uncertain: bool = False
 
 
-class _Notes:
+class Notes:
     """What was met, by its kind in `NOTES`; each time with an example."""
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ def open_masks(data: Data, dataset: Dataset, size: int, cache: Path) -> Masks:
     """
     if data.masks is None:
         raise ValueError("data.masks is null")
-    samples, notes = datasets.originals(data, cache), _Notes()
+    samples, notes = datasets.originals(data, cache), Notes()
     kind, _, rest = data.masks.partition(":")
     if kind == "strokes":
         where, drawn = data.masks, _strokes(samples, dataset, float(rest or STROKES))
@@ -112,7 +112,7 @@ class _Laid(NamedTuple):
     uncertain: bool
 
 
-def _laid(drawn: Iterator[tuple[int, _Drawn]], data: Data, dataset: Dataset, size: int, notes: _Notes) -> Masks:
+def _laid(drawn: Iterator[tuple[int, Drawn]], data: Data, dataset: Dataset, size: int, notes: Notes) -> Masks:
     """Lay foregrounds, each with its row of the data set, onto squares, and leave out what says nothing."""
     side = dataset.images.shape[1]
     kept: dict[int, _Laid] = {}
@@ -139,26 +139,26 @@ def _laid(drawn: Iterator[tuple[int, _Drawn]], data: Data, dataset: Dataset, siz
 # What sources know of themselves
 
 
-def _strokes(samples: sources.Samples, dataset: Dataset, threshold: float) -> Iterator[tuple[int, _Drawn]]:
+def _strokes(samples: sources.Samples, dataset: Dataset, threshold: float) -> Iterator[tuple[int, Drawn]]:
     numbers = {name: number for number, name in enumerate(samples.ids)}
     for row in dataset.splits["test"]:
         digit = images.decode(samples.fetch(numbers[dataset.ids[row]])).image
-        yield int(row), _Drawn(np.asarray(digit.convert("L")) / 255 > threshold)
+        yield int(row), Drawn(np.asarray(digit.convert("L")) / 255 > threshold)
 
 
-def _exact(data: Data, dataset: Dataset) -> Iterator[tuple[int, _Drawn]]:
+def _exact(data: Data, dataset: Dataset) -> Iterator[tuple[int, Drawn]]:
     from tlkd import shapes
 
     settings = data.shapes or Shapes()
     for row in dataset.splits["test"]:
-        yield int(row), _Drawn(shapes.mask(dataset.ids[row], settings, data.data_seed))
+        yield int(row), Drawn(shapes.mask(dataset.ids[row], settings, data.data_seed))
 
 
 # Files
 
 
-def _read(path: Path) -> tuple[Annotated, ...]:
-    """What a file or a folder says of images; PNG masks are opened when they are needed."""
+def read(path: Path) -> tuple[Annotated, ...]:
+    """What a file or a folder says of images; PNG masks are opened when they are needed. Raises `BadAnnotation`."""
     try:
         if not path.is_dir():
             return _parsed(path)
@@ -218,9 +218,9 @@ def _mask_of(path: Path, name: str) -> Mask:
     return np.asarray(values.any(axis=2) if values.ndim == 3 else values != 0, np.bool_)
 
 
-def _matched(entries: Sequence[Annotated], samples: sources.Samples, notes: _Notes) -> dict[int, Annotated]:
-    """The entry of each annotated sample, by the sample's number."""
-    names, matched = Names(samples.ids), dict[int, Annotated]()
+def matched(entries: Sequence[Annotated], samples: sources.Samples, notes: Notes) -> dict[int, Annotated]:
+    """The entry of each annotated sample, by the sample's number. Raises `BadAnnotation` where two may be meant."""
+    names, known = Names(samples.ids), dict[int, Annotated]()
     for entry in entries:
         found, cut = names.find(entry.file_name)
         if len(found) > 1 and entry.length is not None:  # VIA tells files of one name apart by their length
@@ -231,12 +231,12 @@ def _matched(entries: Sequence[Annotated], samples: sources.Samples, notes: _Not
         if not found:
             notes.add("unknown", entry.file_name)
             continue
-        if (before := matched.setdefault(found[0], entry)) is not entry:
+        if (before := known.setdefault(found[0], entry)) is not entry:
             raise BadAnnotation(f"{before.name} and {entry.name} are both {samples.ids[found[0]]}; "
                                 "put their annotations under one, or remove one")
         if cut:
             notes.add("by_end", entry.file_name)
-    return matched
+    return known
 
 
 def _length(source: Path | Image.Image) -> int | None:
@@ -247,68 +247,52 @@ def _length(source: Path | Image.Image) -> int | None:
 
 
 def _annotated(path: Path, samples: sources.Samples, dataset: Dataset,
-               notes: _Notes) -> Iterator[tuple[int, _Drawn]]:
+               notes: Notes) -> Iterator[tuple[int, Drawn]]:
     """The foregrounds of test images, each with its row of the data set."""
-    entries = _read(path)
+    entries = read(path)
     used = [entry for entry in entries if entry.regions]
     if not used:
         raise BadAnnotation(f"none of its {wording.count(len(entries), 'image')} is annotated; draw outlines first")
-    matched = _matched(used, samples, notes)
-    if not matched:
+    known = matched(used, samples, notes)
+    if not known:
         raise BadAnnotation(f"none of its {wording.count(len(used), 'annotated image')} is in the data source: it has "
                             f"{used[0].file_name!r}, the source {samples.ids[0]!r}; name images as the source does")
     rows = {dataset.ids[row]: int(row) for row in dataset.splits["test"]}
-    notes.add("elsewhere", *(samples.ids[number] for number in matched if samples.ids[number] not in rows))
-    annotated = {samples.ids[number] for number in matched}
+    notes.add("elsewhere", *(samples.ids[number] for number in known if samples.ids[number] not in rows))
+    annotated = {samples.ids[number] for number in known}
     notes.add("unmasked", *(name for name in rows if name not in annotated))
-    for number, entry in matched.items():
-        row = rows.get(samples.ids[number])
-        if row is not None and (regions := _of_class(entry, dataset, row, notes)):
-            native = _native(samples.fetch(number), samples.ids[number])
-            yield row, _mended(_united(entry, regions, native, notes), entry, native, notes)
+    for number, entry in known.items():
+        name = samples.ids[number]
+        label = samples.classes[samples.labels[number]]
+        if name in rows and (regions := of_class(entry, name, label, samples.classes, notes)):
+            native = _native(samples.fetch(number), name)
+            yield rows[name], mended(united(entry, regions, native, notes), entry, native, notes)
 
 
-def _of_class(entry: Annotated, dataset: Dataset, row: int, notes: _Notes) -> list[Region]:
-    """The regions of an image that are of its class, as far as their categories say."""
-    own, classes = _name(dataset.classes[dataset.labels[row]]), {_name(each) for each in dataset.classes}
+def of_class(entry: Annotated, name: str, label: str, classes: Sequence[str], notes: Notes) -> list[Region]:
+    """The regions of the image `name` that are of its class, as far as their categories say."""
+    own, others = class_key(label), {class_key(each) for each in classes} - {class_key(label)}
     regions = []
     for region in entry.regions:
-        if region.category is not None and _name(region.category) in classes - {own}:
-            notes.add("other", f"{region.category!r} on {dataset.ids[row]}")
+        if region.category is not None and class_key(region.category) in others:
+            notes.add("other", f"{region.category!r} on {name}")
             continue
         if region.category is None:
             notes.add("nameless", region.name)
-        elif region.category and _name(region.category) != own:
-            notes.add("foreign", f"{region.category!r} on {dataset.ids[row]}")
+        elif region.category and class_key(region.category) != own:
+            notes.add("foreign", f"{region.category!r} on {name}")
         regions.append(region)
     return regions
 
 
-def _name(text: str) -> str:
-    """A class's name without what tools and people change about it."""
-    return re.sub(r"[\s_-]+", " ", text).strip().casefold()
-
-
-class _Native(NamedTuple):
-    """An original: its upright size in pixels, and how EXIF turned it where that swapped its sides."""
-
-    width: int
-    height: int
-    turn: Image.Transpose | None
-
-
-def _native(source: Path | Image.Image, name: str) -> _Native:
-    if isinstance(source, Image.Image):
-        return _Native(*source.size, None)
+def _native(source: Path | Image.Image, name: str) -> Upright:
     try:
-        with Image.open(source) as image:
-            (width, height), turn = image.size, images.TURNS.get(image.getexif().get(images.ORIENTATION, 1))
-    except Exception as error:  # whatever Pillow raises; the data set has decoded it before
-        raise BadInput(f"data.masks: the image {name} cannot be read any more ({type(error).__name__})") from None
-    return _Native(height, width, turn) if turn in images.SIDEWAYS else _Native(width, height, None)
+        return images.upright(source)
+    except images.BadImage as bad:  # the data set has decoded it before
+        raise BadInput(f"data.masks: the image {name} cannot be read any more ({bad})") from None
 
 
-def _united(entry: Annotated, regions: Sequence[Region], native: _Native, notes: _Notes) -> _Drawn:
+def united(entry: Annotated, regions: Sequence[Region], native: Upright, notes: Notes) -> Drawn:
     """The union of regions at the size that they were annotated at."""
     pieces = [region.pixels() for region in regions if region.pixels is not None]
     width, height = entry.size or (pieces[0].shape[::-1] if pieces else native[:2])
@@ -327,11 +311,11 @@ def _united(entry: Annotated, regions: Sequence[Region], native: _Native, notes:
         if (low < 0).any() or (high > (width, height)).any():
             notes.add("clipped", region.name)
         fill(mask, polygon)
-    return _Drawn(mask, () if pieces else tuple(polygon for _, polygon in polygons),
+    return Drawn(mask, () if pieces else tuple(polygon for _, polygon in polygons),
                   any(region.uncertain for region in regions))
 
 
-def _mended(drawn: _Drawn, entry: Annotated, native: _Native, notes: _Notes) -> _Drawn:
+def mended(drawn: Drawn, entry: Annotated, native: Upright, notes: Notes) -> Drawn:
     """A foreground in the pixels of the upright original, from those that it was annotated in."""
     height, width = drawn.mask.shape
     if (width, height) == native[:2]:
@@ -349,7 +333,7 @@ def _mended(drawn: _Drawn, entry: Annotated, native: _Native, notes: _Notes) -> 
     return drawn._replace(mask=np.asarray(grown), polygons=tuple(polygon * scale for polygon in drawn.polygons))
 
 
-def _turned(drawn: _Drawn, turn: Image.Transpose) -> _Drawn:
+def _turned(drawn: Drawn, turn: Image.Transpose) -> Drawn:
     """A foreground turned as EXIF turns an image whose sides it swaps."""
     height, width = drawn.mask.shape
     swapped = [polygon[:, ::-1] for polygon in drawn.polygons]  # the transpose; the others mirror it besides

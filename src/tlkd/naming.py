@@ -1,4 +1,4 @@
-"""What annotation files call images, and which samples of a source they mean; pure."""
+"""What annotation files call images and classes, and which of a source they mean; pure."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +39,11 @@ class Names:
             parts_of = [parts[1:] for parts in parts_of if len(parts) > 1 and parts[0].casefold() not in self.folders]
             cut = True
         return [], False
+
+
+def class_key(name: str) -> str:
+    """A class's name without what tools and people change about it."""
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 
 def _readings(name: str) -> Iterator[tuple[str, ...]]:
