@@ -16,7 +16,8 @@ from sealed_folders import lay_down, small_raw
 from tlkd import cli
 from tlkd.reading import dump_yaml, packaged_studies, parse_yaml, validate
 
-COMMANDS = ["run", "plan", "tune", "studies", "status", "report", "verify", "explain", "regions", "models", "doctor"]
+COMMANDS = ["run", "plan", "tune", "studies", "status", "watch", "report", "verify", "explain", "regions", "models",
+            "doctor"]
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -158,6 +159,10 @@ def test_a_command_imports_what_it_needs_and_no_more() -> None:
     ("plan quickstart --set data.source=folder:nowhere", "nowhere"),
     ("studies cifar", "cifar: no packaged study is called so; did you mean 'cifar10'"),
     ("status nowhere", "nowhere: no study lies here (there is no study.yaml)"),
+    ("watch nowhere", "nowhere: no study lies here (there is no study.yaml)"),
+    ("watch . --once", ".: no study lies here"),
+    ("watch", "Missing argument 'DIR'"),
+    ("watch nowhere --every 0", "Invalid value for '--every'"),
     ("verify nowhere", "nowhere: no study lies here (there is no study.yaml)"),
     ("report nowhere", "nowhere: no study lies here (there is no study.yaml)"),
     ("status .", ".: no study lies here"),

@@ -23,19 +23,19 @@ FLOORS = {
     "series": 2, "engine": 2,
     # 3
     "banks": 3, "training": 3, "provenance": 3, "contrasts": 3, "explained": 3, "masks": 3, "rules": 3,
-    "subjects": 3, "spaces": 3, "workers": 3, "ray_engine": 3,
+    "subjects": 3, "spaces": 3, "workers": 3, "ray_engine": 3, "underway": 3,
     # 4
     "workshop": 4, "foreground": 4, "album": 4, "doctor": 4, "checks": 4, "attribution": 4,
-    "results": 4, "difficulties": 4, "controls": 4, "robustness": 4,
+    "results": 4, "difficulties": 4, "controls": 4, "robustness": 4, "standing": 4,
     # 5
-    "findings": 5, "explainers": 5, "estimate": 5, "stages": 5, "examples": 5,
+    "findings": 5, "explainers": 5, "estimate": 5, "stages": 5, "examples": 5, "outlook": 5,
     # 6
-    "explaining": 6, "tables": 6, "figures": 6, "evidence": 6,
+    "explaining": 6, "tables": 6, "figures": 6, "evidence": 6, "watching": 6,
     "difficulty_tables": 6, "difficulty_evidence": 6,
     # 7, what reads or runs a whole study
     "study": 7, "tuned": 7, "sections": 7, "pictures": 7, "shares": 7, "summary": 7,
     "difficulty_figures": 7, "difficulty_sections": 7, "specimens": 7,
-    "report": 8, "proposals": 8, "gallery": 8, "inventory": 8, "standing": 8,
+    "report": 8, "proposals": 8, "gallery": 8, "inventory": 8,
     "carried": 8, "tuning": 9, "planning": 9, "engines": 9, "console": 9, "study_commands": 10, "tool_commands": 10,
     "cli": 11, "__main__": 12,
 }
@@ -43,7 +43,7 @@ TORCHLESS = ("specs", "conditions", "grids",
              "reading", "statistics", "evaluation", "convergence", "store", "folder", "checks", "contrasts",
              "naming", "rasters", "annotations", "regions", "observations", "contributions", "explained", "foreground",
              "album", "evidence", "pictures", "shares", "findings", "tables", "figures", "summary", "sections",
-             "report", "standing", "distortions", "trends", "frames",
+             "report", "standing", "underway", "outlook", "watching", "distortions", "trends", "frames",
              "layout", "series", "results", "difficulties", "controls", "robustness", "difficulty_tables",
              "difficulty_evidence", "difficulty_figures", "difficulty_sections", "specimens", "spaces", "tuned")
 """What may import torch nowhere at all, floors aside: the report is drawn without it."""

@@ -4,19 +4,16 @@ Read from the study's folder and its locks, without torch. A run is running whil
 that shares the disk and its locks, holds the run's lock.
 """
 
-import json
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from tlkd import store
 from tlkd.engine import log_path
 from tlkd.folder import Run, StudyFolder, teacher_fits, was_killed
+from tlkd.underway import Trainings
 
 STATES = ("done", "running", "failed", "waiting")
 MOST_LINES = 60  # runs beyond which a table says it better than a line each
@@ -55,13 +52,18 @@ class Standings:
         return (*self.teachers, *self.runs, *self.robustness)
 
 
-def standings(folder: StudyFolder) -> Standings:
-    """Look at a study's folder; BadInput where it holds no study."""
+def standings(folder: StudyFolder, before: Standings | None = None) -> Standings:
+    """Look at a study's folder; BadInput where it holds no study.
+
+    Whether robustness is done takes reading: what was `before`, in an earlier look, is not read again.
+    """
     runs = folder.runs()
+    known = {each.step for each in before.robustness if each.state == "done"} if before is not None else set()
     fits = {fit: folder.teacher_path(fit) / "predictions.npz" for fit in teacher_fits(folder.study)}
     teachers = tuple(_standing(f"teacher {fit.fit_id}", folder, last.is_file(), folder.teacher_failure_path(fit))
                      for fit, last in fits.items())
-    robustness = tuple(_standing(f"robustness of {run.run_id}", folder, folder.robustness_done(run),
+    robustness = tuple(_standing(step := f"robustness of {run.run_id}", folder,
+                                 (step in known and folder.done(run)) or folder.robustness_done(run),
                                  folder.robustness_failure_path(run), folder.robustness_path(run), run)
                        for run in runs if folder.study.robustness)
     return Standings(folder, teachers, tuple(
@@ -75,21 +77,13 @@ def _standing(step: str, folder: StudyFolder, done: bool, failure: Path, place: 
     if done:
         return Standing(step, "done", run=run)
     if run is not None and place is not None and store.being_made(place):
-        epoch = _epoch(folder.work_path(run)) if step.startswith("run ") else None
+        epoch = len(Trainings().in_training(folder, run).epochs) if step.startswith("run ") else None
         return Standing(step, "running", epoch=epoch, run=run)
     if failure.is_file():
         log = log_path(folder.path / "logs", step)
         return Standing(step, "failed", failure.read_text(errors="replace").partition("\n")[0],
                         log if log.is_file() else failure, was_killed(failure), run=run)
     return Standing(step, "waiting", run=run)
-
-
-def _epoch(work: Path) -> int:
-    """How many epochs the checkpoint of a run holds."""
-    for path in work.glob("*/checkpoint.safetensors"):
-        with suppress(OSError, SafetensorError, KeyError, TypeError, ValueError), safe_open(path, "np") as file:
-            return len(json.loads(file.metadata()["rest"])["history"])
-    return 0
 
 
 def in_the_cache() -> int:

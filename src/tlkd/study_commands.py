@@ -241,6 +241,33 @@ def status(
 
 
 @app.command()
+def watch(
+    folder: Folder,
+    every: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="How often it looks.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Print one frame and end, as where there is no "
+                                       "terminal.")] = False,
+) -> None:
+    """Follow a study while it runs: how far it is, curves, results so far, failures, and about how long yet.
+
+    Everything is read from the study's folder: it may be started and ended at any time, several times, and from another
+    machine that shares the disk. It ends by itself when the study is complete.
+
+    [bold]Examples[/bold]
+
+      tlkd watch out/quickstart
+
+      tlkd watch out/cifar10-difficulties --every 10
+
+      tlkd watch out/quickstart --once > so-far.txt
+    """
+    from rich.console import Console
+
+    from tlkd.watching import watch as follow
+
+    follow(folder, every, once, Console(highlight=False, emoji=False, markup=False))
+
+
+@app.command()
 def report(folder: Folder) -> None:
     """Draw tables, figures and report anew from stored results alone.
 
