@@ -206,6 +206,15 @@ def test_another_value_of_a_grid_may_be_added(tmp_path: Path) -> None:
         folder.prepare(study(base, f"{grid}[0.1]"), PROVENANCE)
 
 
+def test_a_teacher_that_no_arm_uses_may_come_and_go(tmp_path: Path) -> None:
+    idle = "teachers.idle={model: packaged:efficientnet_lite2, input_size: 64}"
+    folder = StudyFolder(tmp_path)
+    folder.prepare(study(idle), PROVENANCE)
+    folder.prepare(study(idle.replace("64", "96")), PROVENANCE)
+    folder.prepare(study(), PROVENANCE)
+    assert "idle" not in StudyFolder(tmp_path).study.teachers
+
+
 def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
     (tmp_path / "holiday.txt").write_text("photos")
     with pytest.raises(BadInput, match="is not empty and holds no study; choose another --out"):
@@ -404,11 +413,14 @@ def test_robustness_is_done_where_all_that_is_asked_for_now_was_shown(tmp_path: 
     assert not folder.robustness_done(run)
     for each in (run, waiting):
         path = folder.robustness_path(each)
-        store.write_json(path / "manifest.json", {})
+        store.write_json(path / "manifest.json", {"inputs": {"run": "made once"}})
         shown = [describe(one) for one in folder.study.robustness[0].distortions]
         pd.DataFrame({"distortion": shown}).to_csv(path / "robustness.csv", index=False)
+    store.write_json(folder.run_path(run) / "manifest.json", {"address": "made once"})
     assert folder.robustness_done(run)
     assert not folder.robustness_done(waiting)  # its run is not there
+    store.write_json(folder.run_path(run) / "manifest.json", {"address": "made again"})
+    assert not folder.robustness_done(run)
     folder.prepare(study("robustness=[{kind: jpeg, severities: [1, 3]}]"), PROVENANCE)
     assert not folder.robustness_done(run)
     (folder.robustness_path(run) / "robustness.csv").write_bytes(b"\xff\x00")

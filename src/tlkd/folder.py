@@ -322,14 +322,19 @@ class StudyFolder:
         """Refuse a folder that holds another study, naming the first key that differs, or no study at all."""
         if (self.path / "study.yaml").is_file():
             old, new = _by_name(self.study.model_dump(mode="json")), _by_name(study.model_dump(mode="json"))
+            used = {*self.study.used_teachers, *study.used_teachers}  # from one that no arm uses, nothing was made
             for key in new:
+                if key == "teachers":
+                    old[key], new[key] = ({name: each[key][name] for name in each[key].keys() & used}
+                                          for each in (old, new))
                 if key in ("arms", "teachers", "conditions"):
                     old[key] = {**new[key], **old[key]}
                 if key == "seeds" and set(old[key]) <= set(new[key]):
                     continue
                 if key not in EXTENDABLE and canonical(old[key]) != canonical(new[key]):
                     where, was, now = _first_difference(key, old[key], new[key])
-                    raise BadInput(f"{self.path}: holds a study with {where}: {was} (now {now}); choose another --out")
+                    raise BadInput(f"{self.path}: holds a study with {where}: {_brief(was)} (now {_brief(now)}); "
+                                   "choose another --out")
         elif self.path.is_dir() and any(self.path.iterdir()):
             raise BadInput(f"{self.path}: is not empty and holds no study; choose another --out")
         elif self.path.exists() and not self.path.is_dir():
@@ -377,6 +382,11 @@ def _by_name(study: dict[str, Any]) -> dict[str, Any]:
     return {**study, "arms": {arm["name"]: arm for arm in study["arms"]},
             "conditions": {each["name"]: each for each in study["conditions"]},
             "data": {key: value for key, value in study["data"].items() if key != "masks"}}
+
+
+def _brief(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _first_difference(path: str, old: Any, new: Any) -> tuple[str, Any, Any]:
