@@ -1,5 +1,8 @@
 """The two ways in which tlkd says no; every floor may raise them."""
 
+import importlib
+from typing import Any
+
 
 class BadInput(Exception):
     """Something that the person can put right: one line that names the file or key, the value and what is allowed."""
@@ -7,6 +10,14 @@ class BadInput(Exception):
 
 class RunFailed(Exception):
     """One training went wrong (a NaN loss, say); the other runs of the study go on."""
+
+
+def needs(module: str, who: str, extra: str) -> Any:
+    """Import a package of an optional extra for `who` asks for it. Raises `BadInput` where it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise BadInput(f"{who} needs the extra {extra}: pip install 'tlkd[{extra}]'") from None
 
 
 def nearest(word: str, allowed: list[str], count: int = 3) -> str:
