@@ -138,20 +138,29 @@ def draw_coalitions() -> None:
 def draw_orders() -> None:
     """Figure 1.13: what each player adds in every order, the mean over orders, and what Deep SHAP gives."""
     orders = ["".join(each) for each in itertools.permutations(PLAYERS)]
-    added = [{player: PRIZES["".join(sorted(order[:place + 1]))] - PRIZES.get("".join(sorted(order[:place])), 0)
-              for place, player in enumerate(order)} for order in orders]
-    shapley = {player: sum(each[player] for each in added) / len(added) for player in PLAYERS}
     found = dict(zip(PLAYERS, explain_game(), strict=True))
     figure = Figure(figsize=(9.6, 3.5), layout="constrained")
     FigureCanvasAgg(figure)
     above, below = figure.subfigures(2, 1, height_ratios=(1.15, 1.6))
-    for place, order, each in zip(above.subplots(1, len(orders)), orders, added, strict=True):
+    for place, order in zip(above.subplots(1, len(orders)), orders, strict=True):
         _box(place)
         _players(place, order, set(order), 0.33)
-        for number, player in enumerate(order):
-            place.text(0.2 + 0.3 * number, 0.74, f"+{each[player]}", ha="center", va="center", fontsize=11)
-    _compare(below.subplots(), shapley, found)
+        for number, added in enumerate(additions(order).values()):
+            place.text(0.2 + 0.3 * number, 0.74, f"+{added}", ha="center", va="center", fontsize=11)
+    _compare(below.subplots(), shapley(), found)
     _save(figure, "orders.svg")
+
+
+def additions(order: str) -> dict[str, int]:
+    """What each player adds to the prize when the players come in this order."""
+    prizes = [0, *(PRIZES["".join(sorted(order[:count]))] for count in range(1, len(order) + 1))]
+    return {player: prizes[place + 1] - prizes[place] for place, player in enumerate(order)}
+
+
+def shapley() -> dict[str, float]:
+    """The mean of each player's additions over all orders, literally."""
+    found = [additions("".join(order)) for order in itertools.permutations(PLAYERS)]
+    return {player: sum(each[player] for each in found) / len(found) for player in PLAYERS}
 
 
 def _compare(place: Axes, shapley: Mapping[str, float], found: Mapping[str, float]) -> None:

@@ -38,10 +38,11 @@ def takes(command: Callable[..., Any]) -> list[Taken]:
         said = next(each for each in hints[name].__metadata__ if isinstance(each, ArgumentInfo | OptionInfo))
         plain = get_args(hints[name])[0]
         kind = next(each for each in _flat(plain) if each is not type(None))
+        kind = next(each for each in _flat(plain) if each is not type(None))
         named = (said.default, *(said.param_decls or ()))  # in an annotation the first stands in the default's place
-        names = [each for each in named if isinstance(each, str) and each.startswith("-")]
+        names = [one for each in named if isinstance(each, str) and each.startswith("-") for one in each.split("/")]
         if isinstance(said, OptionInfo) and not names:
-            names = [f"--{name.replace('_', '-')}"]
+            names = [f"--{name.replace('_', '-')}", *([f"--no-{name.replace('_', '-')}"] if kind is bool else [])]
         value = said.metavar or {int: "N", float: "X", bool: "", Path: "PATH"}.get(kind, "TEXT")
         value = name.upper() if not names and not said.metavar else value
         found.append(Taken(tuple(names), value, said.help or "", parameter.default,
