@@ -103,7 +103,7 @@ class Watcher:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._trainings = Trainings()
+        self.trainings = Trainings()
         self._before: Standings | None = None
         self._state: tuple[int, int] | None = None  # of study.yaml, which may grow while we watch
         self._folder = StudyFolder(path)
@@ -116,7 +116,7 @@ class Watcher:
         states = {each.run.run_id: each.state for each in found.runs if each.run is not None}
         runs = [each.run for each in found.runs if each.run is not None]
         results = {run.run_id: self._result(folder, run) for run in runs if states[run.run_id] == "done"}
-        curves = {run.run_id: self._trainings.of_run(folder, run) for run in runs
+        curves = {run.run_id: self.trainings.of_run(folder, run) for run in runs
                   if states[run.run_id] in ("done", "running")}
         training = tuple(self._training(folder, run, curves[run.run_id]) for run in runs
                          if states[run.run_id] == "running")
@@ -150,9 +150,9 @@ class Watcher:
 
     def _result(self, folder: StudyFolder, run: Run) -> Result:
         path = folder.run_path(run)
-        said = self._trainings.result(path)
+        said = self.trainings.result(path)
         accuracy, seconds = said.get(f"test_{folder.study.verdict.metric}"), said.get("seconds")
-        return Result(run, accuracy if isinstance(accuracy, int | float) else math.nan, self._trainings.ended(path),
+        return Result(run, accuracy if isinstance(accuracy, int | float) else math.nan, self.trainings.ended(path),
                       seconds if isinstance(seconds, int | float) else 0.0)
 
     def _training(self, folder: StudyFolder, run: Run, curve: Curve) -> Training:

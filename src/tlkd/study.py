@@ -62,12 +62,12 @@ MakeExecutor = Callable[[Callable[[Any, str], Outcome], Context], Executor]
 
 
 def run_study(study: Study, out: Path, device: torch.device, command: str = "", executor: MakeExecutor = Inline,
-              retry_failed: bool = True, threads: int = 0) -> dict[str, str]:
+              retry_failed: bool = True, threads: int = 0, begun: Callable[[], None] | None = None) -> dict[str, str]:
     """Run a study into the folder `out`: what is finished there stands, what failed is returned by run id.
 
     `executor` makes what carries out the steps (this process, if nothing else is said), each with `threads` threads for
     banks (0: as many as torch has). What failed by itself is tried again only with `retry_failed`; what was killed
-    always.
+    always. `begun` is called once the folder is there: from then on it tells all.
     """
     folder, cache = StudyFolder(out), store.cache_folder()
     folder.refuse_other(study)
@@ -84,6 +84,8 @@ def run_study(study: Study, out: Path, device: torch.device, command: str = "", 
         examples.write(workshop, out)
         folder.forget_failures(everything=retry_failed)
         folder.unsound = unsound_runs(folder, workshop)
+        if begun is not None:
+            begun()
         try:
             take_steps(context, folder, executor)
         finally:

@@ -31,6 +31,9 @@ def run(
         "device is cuda).")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed by itself in an earlier "
                                                "start; what was killed is always tried again.")] = False,
+    track: Annotated[list[str] | None, typer.Option(
+        "--track", metavar="mlflow[:URI]|wandb[:online]", help="Log to MLflow (default: an SQLite file in DIR) or to "
+        "Weights & Biases (default: offline) as well. May be repeated.")] = None,
 ) -> None:
     """Run a study and write its report. What is finished already is not repeated: a stopped study goes on.
 
@@ -45,6 +48,8 @@ def run(
       tlkd run cifar10-difficulties --jobs 2
 
       tlkd run cifar10-difficulties --engine ray:10.0.0.5:6379 --out /shared/difficulties
+
+      tlkd run quickstart --track mlflow --track wandb
     """
     if crew.misled():
         raise BadInput(crew.misled())
@@ -53,11 +58,12 @@ def run(
 
         follow(crew.join(device_of(device)))
         return
+    trackers = _trackers(track)
     from tlkd.reading import read_study
 
     spec = read_study(study, tuple(assignments or ()))
     folder = out if out is not None else Path("out") / spec.name
-    from tlkd import engines
+    from tlkd import engines, tracking
 
     engines.check(engine)
     chosen = device_of(device)  # torch is imported from here on, and not for a mistake in the study's file
@@ -67,13 +73,17 @@ def run(
     ways = engines.choose(engine, spec, folder, chosen, jobs, gpus_per_job)
     if crew.size() > 1:
         chosen = crew.join(chosen)
-    try:
-        failures = run_study(spec, folder, chosen, shlex.join(["tlkd", *sys.argv[1:]]), ways.executor, retry_failed,
-                             ways.threads)
-    finally:
-        crew.dismiss()
-    page = report.write(folder)
+    followers = tracking.choose(trackers, folder)
+    with tracking.following(followers):
+        try:
+            failures = run_study(spec, folder, chosen, shlex.join(["tlkd", *sys.argv[1:]]), ways.executor, retry_failed,
+                                 ways.threads, lambda: tracking.start(followers))
+        finally:
+            crew.dismiss()
+        page = report.write(folder)
     print((folder / "summary.txt").read_text() + f"results: {folder / 'results.csv'}\nreport:  {page}")
+    for line in [line for follower in followers for line in follower.lines]:
+        print(line)
     for name, reason in failures.items():
         print(f"tlkd: {name} failed: {reason}", file=sys.stderr)
     if failures:
@@ -85,6 +95,15 @@ def run(
                  else f"the same command tries the {killed} again that were killed, with --retry-failed all")
         print(f"tlkd: {len(failures)} failed (logs: {folder / 'logs'}); {again}", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def _trackers(track: list[str] | None) -> tuple[tuple[str, str], ...]:
+    """What `--track` asks for, checked; nothing is imported where it asks for nothing."""
+    if not track:
+        return ()
+    from tlkd import tracking
+
+    return tracking.check(track)
 
 
 @app.command()
@@ -278,6 +297,31 @@ def report(folder: Folder) -> None:
     from tlkd import report as drawing
 
     print(drawing.write(folder))
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Studies' folders, two or more; they need not "
+                                                  "be finished.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the report goes.")] = Path("out/comparison"),
+    labels: Annotated[list[str] | None, typer.Option(
+        "--label", metavar="NAME", show_default=False, help="What to call a study, once for each, in their order "
+        "(default: their names, or their folders').")] = None,
+) -> None:
+    """Put several studies side by side: what differs in their specs, gains with intervals, teachers, cost, verdicts.
+
+    Where studies share images, student and seeds, their gains are compared by paired tests.
+
+    [bold]Examples[/bold]
+
+      tlkd compare out/from-lite1 out/from-lite2
+
+      tlkd compare out/pets out/birds --label pets --label birds --out out/pets-and-birds
+    """
+    from tlkd import comparison_report
+
+    page = comparison_report.write(folders, out, labels or ())
+    print((out / "summary.txt").read_text() + f"numbers: {out / 'comparison.csv'}\nreport:  {page}")
 
 
 @app.command()
