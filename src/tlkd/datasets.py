@@ -67,6 +67,24 @@ def reopen(data: Data, cache: Path, address: str) -> Dataset:
         card={"source": data.source, **stored["card"]})
 
 
+def open_again(data: Data, size: int, cache: Path, content: str) -> Dataset:
+    """Open the data set that a study was run on: out of the cache by its content, or from its source again.
+
+    Raises `BadInput` as `open_dataset` does, and where the source holds other images by now.
+    """
+    for path in sorted((cache / "images").glob("*/samples.json")):
+        try:
+            found = store.read_json(path)["content"] == content and reopen(data, cache, path.parent.name)
+        except (OSError, ValueError, LookupError, TypeError):  # damaged, or just being removed
+            continue
+        if found:
+            return found
+    dataset = open_dataset(data, size, cache)
+    if dataset.content != content:
+        raise BadInput(f"data.source: {data.source} no longer holds the images that the study was run on")
+    return dataset
+
+
 def originals(data: Data, cache: Path) -> sources.Samples:
     """The samples of a study's source as it holds them, all of them and at their native size.
 

@@ -2,7 +2,6 @@
 
 import io
 import math
-import os
 import re
 import warnings
 from collections import Counter
@@ -20,19 +19,31 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from tlkd import __version__, datasets, explainers, figures, pictures, progress, seeding, sources, store, wording
+from tlkd import (
+    __version__,
+    datasets,
+    explainers,
+    figures,
+    pictures,
+    progress,
+    seeding,
+    sources,
+    standalone,
+    store,
+    wording,
+)
 from tlkd.attribution import Attributions, Output, deep_shap_of_heads
 from tlkd.errors import BadInput, RunFailed, nearest
 from tlkd.images import BadImage, Fit, decode, fit_image
 from tlkd.program import Program, trace
 from tlkd.specs import Data
+from tlkd.study import max_input_size
 from tlkd.subjects import Subject, Wanted, find, kind, open_subject
 from tlkd.views import IDENTITY, render
 
 RECORD = "explanation.json"
 MOST_VALUES = 2**28  # attributions that are held at a time: 1 GiB
 TOGETHER = 4  # images explained between two steps of the progress bar
-SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 LONGEST = 80  # characters of a picture's name
 TILES, COLUMNS = 14, 5  # classes that are drawn at most; tiles side by side, the image's own among them
@@ -143,35 +154,10 @@ def gather(given: Iterable[Path], out: Path | None = None, option: str = "--imag
 
     Hidden files are passed over, and so is the folder `out`, which holds pictures of our own.
     """
-    found: dict[Path, Path] = {}
-    own = out.resolve() if out is not None else None
-    given = [each.expanduser() for each in given]
-    for each in given:
-        if kind(each) == "file":
-            found.setdefault(each.resolve(), each)
-        elif kind(each) == "folder":
-            for path in _below(each, option):
-                if own is None or own not in path.resolve().parents:
-                    found.setdefault(path.resolve(), path)
-        else:
-            raise BadInput(f"{option}: there is no {str(each)[:200]}; allowed: image files, and folders of them")
-    if not found:
-        where = f"{', '.join(map(str, given[:3]))} hold{'s' if len(given) == 1 else ''} no image" if given else (
-            "no image was named")
-        raise BadInput(f"{option}: {where}; allowed: image files ({', '.join(SUFFIXES)}), and folders of them")
-    return list(found.values())
-
-
-def _below(folder: Path, option: str) -> list[Path]:
-    """The image files below a folder, in order."""
-    def refuse(error: OSError) -> None:
-        raise BadInput(f"{option}: {error.filename or folder} cannot be read ({error.strerror})")
-
-    found = []
-    for at, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [each for each in folders if not each.startswith(".") and each != "__MACOSX"]
-        found += [Path(at) / each for each in files if not each.startswith(".") and each.lower().endswith(SUFFIXES)]
-    return sorted(found)
+    try:
+        return standalone.gather(given, out)
+    except standalone.Refused as error:
+        raise BadInput(f"{option}: {error}") from None
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
@@ -243,16 +229,12 @@ def _of_training(options: Options, wanted: Wanted, subject: Subject) -> tuple[Pi
     if wanted.study is None:
         raise BadInput("--background: found 'train', which a run of a study has; allowed for a bare network: black, a "
                        "folder, an archive or a file of images, mnist5k, shapes, cifar10, torchvision:NAME")
-    study = wanted.study.study
-    sizes = [study.student.input_size, *(each.input_size for each in study.used_teachers.values())]
+    study, content = wanted.study.study, wanted.study.card()["content"]
     try:
-        dataset = datasets.open_dataset(study.data, max(sizes), store.cache_folder())
+        dataset = datasets.open_again(study.data, max_input_size(study), store.cache_folder(), content)
     except BadInput as error:
         raise BadInput(f"--background: the study's training images cannot be had ({error}); allowed beside them: "
                        "black, a folder of images") from None
-    if dataset.content != wanted.study.card()["content"]:
-        raise BadInput(f"--background: {study.data.source} no longer holds the images that the study was run on; "
-                       "allowed: black, a folder of images")
     train = dataset.splits["train"]
     seed = study.data.data_seed if options.seed is None else options.seed
     rows = train[_draw([dataset.ids[row] for row in train], options, seed)]
@@ -409,7 +391,7 @@ def write(out: Path, old: frozenset[str], wanted: Wanted, options: Options, subj
     files = [*(f"{name}.png" for name in result.names), "attributions.npz", "attributions.csv"]
     record = {
         "made_by": "tlkd explain", "versions": {"tlkd": __version__, "torch": torch.__version__},
-        "network": wanted.model or str(wanted.study and wanted.run and wanted.study.run_path(wanted.run).resolve()),
+        "network": wanted.place,
         "weights": subject.network.origin, "input_size": subject.network.input_size, "mean": subject.mean,
         "sd": subject.sd, "fit": subject.fit, "explainer": options.explainer, "output": options.output,
         "classes": options.classes, "background": told, "seed": options.seed,

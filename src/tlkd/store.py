@@ -229,6 +229,41 @@ def replace_bytes(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Raise `BadInput` where no file or folder can be made at `path`, before the work that it is for."""
+    with guard_disk(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = _temporary(path)
+        probe.touch()
+        probe.unlink()
+
+
+def replace_folder(path: Path, build: Callable[[Path], None]) -> None:
+    """Make a folder that appears when it is whole, by a rename; one that stands there is removed at that moment.
+
+    `build` fills the temporary folder it is given, which lies beside; where it raises, all stays as it was.
+    """
+    final = path.resolve()
+    with guard_disk(final.parent):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(final)
+        temporary, aside = _temporary(final), _temporary(final)
+        try:
+            temporary.mkdir()
+            build(temporary)
+            if final.exists():
+                final.rename(aside)
+            try:
+                temporary.rename(final)
+            except OSError:
+                if aside.exists():
+                    aside.rename(final)
+                raise
+            shutil.rmtree(aside, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
 @contextmanager
 def guard_disk(folder: Path) -> Iterator[None]:
     """Turn a full disk, or a folder that may not be written, into one plain line."""

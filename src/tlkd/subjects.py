@@ -1,4 +1,4 @@
-"""The networks that `tlkd explain` takes: a study's run, or a bare network with weights; ready to be shown images."""
+"""Networks ready to be shown images: a study's run, an export of one, or a bare network with weights."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 import timm
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from torchvision.models import get_model_weights
 
-from tlkd import models, specs, store, weights
+from tlkd import models, plain, specs, standalone, store, weights
 from tlkd.errors import BadInput, nearest
 from tlkd.folder import Run, StudyFolder, reading
 from tlkd.images import Fit
@@ -25,12 +26,20 @@ USUAL_SIDE = 224
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a person named: one run of a study, or a bare network."""
+    """What a person named: one run of a study, an export, or a bare network."""
 
     name: str  # what results are called
     model: str | None = None
     study: StudyFolder | None = None
     run: Run | None = None
+    export: Path | None = None
+
+    @property
+    def place(self) -> str:
+        """The network's name, or the folder it lies in."""
+        if self.study is not None and self.run is not None:
+            return str(self.study.run_path(self.run).resolve())
+        return self.model or str(self.export and self.export.resolve())
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +56,19 @@ class Subject:
 
 
 def find(text: str) -> Wanted:
-    """What `text` names: a run's folder, STUDY:RUN, or a network's name. Raises `BadInput` for all else."""
+    """What `text` names: a run's folder, STUDY:RUN, an export, or a network's name. Raises `BadInput` for all else."""
     prefix, _, rest = text.partition(":")
     if prefix in PREFIXES and rest:
         return Wanted(re.sub(r"[^\w.-]+", "-", text), model=text)
+    return find_saved(text, "neither a run's folder nor a network; allowed: STUDY/runs/RUN, an export's folder, "
+                            "packaged:NAME, torchvision:NAME, timm:NAME (it stands before --images)")
+
+
+def find_saved(text: str, otherwise: str) -> Wanted:
+    """The finished run or the export that `text` names; raises `BadInput`, with `otherwise` where it is neither."""
     path = Path(text).expanduser()
+    if is_export(path):
+        return Wanted(re.sub(r"[^\w.-]+", "-", path.resolve().name) or "export", export=path)
     study, colon, name = text.rpartition(":")
     if colon and kind(path) is None and study and kind(Path(study).expanduser() / "study.yaml"):
         path = Path(study).expanduser() / "runs" / name
@@ -64,14 +81,21 @@ def find(text: str) -> Wanted:
     if at.parent.name == "teachers" and kind(folder.path / "study.yaml"):
         raise BadInput(f"{text}: is a teacher's result, whose weights stay in the cache; allowed: a run's folder")
     if at.parent.name != "runs" or not kind(folder.path / "study.yaml"):
-        raise BadInput(f"{text[:200]}: neither a run's folder nor a network; allowed: STUDY/runs/RUN, "
-                       "packaged:NAME, torchvision:NAME, timm:NAME (it stands before --images)")
+        raise BadInput(f"{text[:200]}: {otherwise}")
     found = {run.run_id: run for run in folder.runs()}
     if at.name not in found:
         raise BadInput(f"{text}: the study has no run {at.name!r}{nearest(at.name, list(found))}")
     if not folder.done(found[at.name]):
         raise BadInput(f"{text}: this run is not finished; finish it with `tlkd run`")
     return Wanted(f"{folder.study.name}-{at.name}", study=folder, run=found[at.name])
+
+
+def is_export(path: Path) -> bool:
+    """Whether `tlkd export` made a folder."""
+    try:
+        return bool(store.read_json(path / standalone.CONFIG)["made_by"] == standalone.MADE_BY)
+    except (OSError, ValueError, LookupError, TypeError):  # none, or not one that we wrote
+        return False
 
 
 def kind(path: Path) -> Literal["file", "folder"] | None:
@@ -90,10 +114,18 @@ def open_subject(wanted: Wanted, file: str | None, input_size: int | None, fit: 
             return _bare(wanted.model, file or "imagenet", input_size, fit or "crop", device)
     for option, value in (("--weights", file), ("--input-size", input_size)):
         if value is not None:
-            raise BadInput(f"{option}: found {str(value)!r}; a run has its own; it goes with packaged:, torchvision: "
-                           "and timm: networks only")
+            raise BadInput(f"{option}: found {str(value)!r}; {'an export' if wanted.export else 'a run'} has its own; "
+                           "it goes with packaged:, torchvision: and timm: networks only")
+    if wanted.export is not None:
+        return _of_export(wanted.export, fit, device)
     assert wanted.study is not None and wanted.run is not None
     return _of_run(wanted.study, wanted.run, fit, device)
+
+
+def preparation(subject: Subject) -> standalone.Preparation:
+    """How an image becomes this network's input, in the words of an export."""
+    return standalone.Preparation(subject.classes, subject.side, subject.fit, subject.network.input_size, subject.mean,
+                                  subject.sd)
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -102,9 +134,9 @@ def open_subject(wanted: Wanted, file: str | None, input_size: int | None, fit: 
 def _of_run(folder: StudyFolder, run: Run, fit: Fit | None, device: torch.device) -> Subject:
     """A finished run's network, fed as the study fed it."""
     study, card, path = folder.study, folder.card(), folder.run_path(run)
-    classes = tuple(map(str, card["classes"]))
+    student, classes = study.student_of(run.condition), tuple(map(str, card["classes"]))
     try:
-        network = models.build(study.student, len(classes), run.seed)
+        network = models.build(student, len(classes), run.seed)
     except BadInput as error:
         raise BadInput(f"{folder.path / 'study.yaml'}: student.{error}") from None
     with reading(path / "spec.json"):
@@ -113,12 +145,38 @@ def _of_run(folder: StudyFolder, run: Run, fit: Fit | None, device: torch.device
     with reading(path / "model.safetensors"):
         state = load_file(path / "model.safetensors")
     if models.backbone_hash(network) != started:
-        raise BadInput(f"{path}: was trained from other weights of {study.student.model} than those found here "
-                       f"({network.origin}); bring those back to explain it")
+        raise BadInput(f"{path}: was trained from other weights of {student.model} than those found here "
+                       f"({network.origin}); bring those back")
     models.load_trained(network, state)
-    sizes = [study.student.input_size, *(each.input_size for each in study.used_teachers.values())]
+    sizes = [student.input_size, *(each.input_size for each in study.used_teachers.values())]
     return Subject(network.to(device).eval(), classes, mean, sd, int(card.get("stored_side", max(sizes))),
                    fit or study.data.fit)
+
+
+# --- exports ----------------------------------------------------------------------------------------------------------
+
+
+def _of_export(path: Path, fit: Fit | None, device: torch.device) -> Subject:
+    """An exported network, fed as its study fed it."""
+    try:
+        ready = standalone.read_config(path)
+    except standalone.Refused as error:
+        raise BadInput(str(error)) from None
+    file = path / standalone.CONFIG
+    try:
+        config = store.read_json(file)
+        spec = specs.Network(model=f"{config['library']}:{config['architecture']}", weights="none", dropout=0.0,
+                             input_size=ready.input_size)
+        network = models.build(spec, len(ready.classes), 0)
+    except (LookupError, TypeError, ValidationError, BadInput) as error:
+        raise BadInput(f"{file}: names no network that can be built ({weights.brief(error)})") from None
+    try:
+        plain.load(network, weights.read_state(path / "model.safetensors"))
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
+    network.origin = str(path)
+    return Subject(network.to(device).eval(), ready.classes, ready.mean, ready.sd, ready.decoded_side,
+                   fit or ready.fit)
 
 
 def _three(values: Sequence[Any]) -> tuple[float, float, float]:

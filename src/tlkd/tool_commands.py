@@ -71,6 +71,89 @@ def explain(
 
 
 @app.command()
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run's folder, e.g. "
+                                       "out/quickstart/runs/tl-clean-0.")],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Where the export goes: a new folder.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+    images: Annotated[list[Path] | None, typer.Option(
+        "--images", metavar="PATH", help="Check on these images, files or folders, instead of the study's test images. "
+        "May be repeated.")] = None,
+    latency: Annotated[bool, typer.Option(help="Whether to time the student and its teacher on this "
+                                          "machine.")] = True,
+) -> None:
+    """Export a student: weights for plain timm or torchvision, an ONNX file, a script, a model card.
+
+    The ONNX file is checked against PyTorch on real images; the folder appears when all is well. Needs the extra
+    export.
+
+    [bold]Examples[/bold]
+
+      tlkd export out/quickstart/runs/tl_kd-clean-0 --to student
+
+      tlkd export out/mine/runs/tl-clean-3 --to student --force
+    """
+    from tlkd import exporting, wording
+    from tlkd.errors import RunFailed
+
+    try:
+        made = exporting.export(run, to, force, images or (), latency)
+    except RunFailed as error:
+        print(f"tlkd: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    for name, size in made.sizes.items():
+        print(f"{made.path / name}  {wording.size(size)}")
+    check = made.check
+    print(f"ONNX Runtime and PyTorch agree on {check.agreeing} of {check.images} images ({made.checked_on}); largest "
+          f"difference of a logit {check.difference:.1e}, allowed {check.tolerance:.1e}")
+    for line in made.warnings:
+        print(f"tlkd: warning: {line}", file=sys.stderr)
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A finished run's folder, an export's folder, or its "
+                                         "model.onnx, which ONNX Runtime takes.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE_OR_FOLDER...", help="Image files, and folders of "
+                                                 "them.")],
+    top: Annotated[int, typer.Option(min=1, metavar="K", help="How many classes of each image.")] = 1,
+    form: Annotated[str, typer.Option("--format", help="csv or json.")] = "csv",
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write there (default: to the screen).")] = None,
+    attributions: Annotated[Path | None, typer.Option(
+        metavar="DIR", help="Also draw there what speaks for these classes and what against them (Deep SHAP).")] = None,
+    device: Device = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
+) -> None:
+    """Predict the classes of images, prepared as the study prepared its test images.
+
+    An image that cannot be read is named at the end, and the exit code is 1; the others are predicted.
+
+    [bold]Examples[/bold]
+
+      tlkd predict out/quickstart/runs/tl_kd-clean-0 digit.png
+
+      tlkd predict student photos --top 3 --attributions pictures
+
+      tlkd predict student/model.onnx photos --format json --out predictions.json
+    """
+    from tlkd import predicting
+    from tlkd.errors import RunFailed
+
+    options = predicting.Options(top, form, out, attributions, device, batch_size)
+    try:
+        made = predicting.predict(model, images, options)
+    except RunFailed as error:
+        print(f"tlkd: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    if out is None:
+        print(made.text, end="")
+    for path, reason in made.problems.items():
+        print(f"tlkd: {path}: {reason}", file=sys.stderr)
+    if made.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
 def regions(
     table: Annotated[Path, typer.Argument(metavar="TABLE.csv", help="Sums of attributions inside and outside objects, "
                                           "a row an image, with the columns of the thesis's table 6.3.")],

