@@ -68,7 +68,7 @@ def along(found: Findings, series: Series) -> Figure:
     for each in axes.ravel():
         each.grid(color="#eceff1", linewidth=0.7)
     for each in axes[1]:
-        _place_axis(each, series, places)
+        place_axis(each, series, places)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=4, columnspacing=1.6)
     return figure
 
@@ -152,7 +152,7 @@ def _paired(tl: Group | None, group: Group | None, metric: str) -> list[float]:
     return [group.value(metric, seed) - tl.value(metric, seed) for seed in group.seeds if seed in tl.seeds]
 
 
-def _place_axis(axes: Axes, series: Series, places: Sequence[Place]) -> None:
+def place_axis(axes: Axes, series: Series, places: Sequence[Place]) -> None:
     """The places' own numbers as ticks, on a logarithmic axis where they span more than a factor of ten."""
     numbers = sorted(100 * place.number for place in places)
     scale: Callable[[float], float] = float

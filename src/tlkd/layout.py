@@ -27,6 +27,7 @@ class Table:
     groups: tuple[tuple[str, int], ...] = ()  # a row above the heads: a word, and how many columns it stands over
     dense: bool = False  # many columns: set smaller
     wraps: bool = False  # the second column holds long words, which may break
+    breaks: bool = False  # words may break anywhere: many columns of long ones
 
 
 @dataclass(frozen=True)

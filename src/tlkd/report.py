@@ -1,18 +1,14 @@
 """The report: tables, figures and one self-contained page, drawn from a study's folder alone, without torch."""
 
-import re
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from tlkd import (
     difficulty_figures,
     difficulty_sections,
     difficulty_tables,
     figures,
+    pages,
     pictures,
     sections,
     series,
@@ -65,18 +61,13 @@ def _verdict(one: Statement) -> str:
 
 def page(found: Findings, drawings: Sequence[Drawing]) -> str:
     """The page as one HTML text that refers to nothing outside of itself."""
-    environment = Environment(loader=PackageLoader("tlkd"), autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True)
-    style = resources.files("tlkd").joinpath("templates", "report.css").read_text(encoding="utf-8")
-    environment.filters["text"] = _code
-    return environment.get_template("report.html").render(
-        style=Markup(style), found=found, study=found.study, summary=summarise(found), sections=sections,
+    return pages.render(
+        "report.html", drawings, found=found, study=found.study, summary=summarise(found), sections=sections,
         hard=difficulty_sections,
         wording=wording, label_of=arm_label, numbered=figures.NUMBERED, facts=_facts(found), blocks=_blocks(found),
         again=AGAIN, classes_shown=pictures.CLASSES, columns_shown=pictures.COLUMNS,
         scale_end=wording.number(100 * pictures.QUANTILE, 0),
-        provenance=_provenance(found),
-        figure={drawing.name: _inline(drawing) for drawing in drawings}, alt={one.name: one.alt for one in drawings})
+        provenance=_provenance(found))
 
 
 def _facts(found: Findings) -> list[tuple[str, str]]:
@@ -124,25 +115,3 @@ def _provenance(found: Findings) -> list[tuple[str, str]]:
     for group in ("hardware", "versions"):
         rows += [(str(key).replace("_", " "), str(value)) for key, value in (known.get(group) or {}).items()]
     return rows
-
-
-def _inline(drawing: Drawing) -> Markup:
-    """A figure's SVG as it may stand inside the page: no prolog, its own ids, as wide as there is room."""
-    svg = drawing.svg[drawing.svg.index("<svg"):]
-    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r'(\bid="|href="#|url\(#)', rf"\1{drawing.name}-", tag[0]), svg)
-    svg = re.sub(r'^<svg [^>]*?viewBox="([^"]*)"[^>]*>', lambda match: _root(match[1], drawing.alt), svg)
-    return Markup(svg)
-
-
-def _root(box: str, alt: str) -> str:
-    width = float(box.split()[2]) * 4 / 3  # points to pixels
-    return str(Markup('<svg viewBox="{}" role="img" aria-label="{}" style="--natural: {}px">').format(
-        box, alt, round(width)))
-
-
-def _code(text: str) -> Markup:
-    """Text in which `back-quoted` words are set as code; the rest is escaped."""
-    parts = text.split("`")
-    return Markup("").join(Markup("<code>{}</code>").format(part) if number % 2 else part
-                           for number, part in enumerate(parts))
