@@ -21,8 +21,13 @@ def distillation_loss(logits: Tensor, labels: Tensor, soft_labels: Tensor, soft_
     `(1 - w) CE(y, z_s) + w T^2 KL(softmax(z_t / T) || softmax(z_s / T))`, with `logits` z_s and `soft_labels` z_t
     the raw logits `[sample, class]`, `labels` y `[sample]`. Computed in float32 at least, with log-softmax on both
     sides. T^2 keeps the soft gradients' scale as T changes: Hinton, Vinyals and Dean, "Distilling the knowledge in a
-    neural network", 2015, section 2; the thesis's equation 1.3.
+    neural network", 2015, section 2; the thesis's equation 1.3. Raises `BadInput` for a weight outside [0, 1], a
+    temperature that is not positive, or soft labels of another shape than the logits.
     """
+    if not (0 <= soft_weight <= 1 and temperature > 0 and soft_labels.shape == logits.shape):
+        raise BadInput(f"distillation_loss: found soft_weight {soft_weight}, temperature {temperature}, logits "
+                       f"{list(logits.shape)}, soft_labels {list(soft_labels.shape)}; allowed: a weight from 0 to 1, a "
+                       "temperature above 0, one shape for both")
     logits = _full(logits)
     # Left out, not multiplied by zero: zero times the infinite divergence of a wild teacher would be NaN.
     hard = functional.cross_entropy(logits, labels) if soft_weight < 1 else None

@@ -96,28 +96,34 @@ def dump_yaml(value: Any) -> str:
 
 
 def apply_set(study: dict[str, Any], assignment: str) -> None:
-    """Carry out one `key.path=value` on a raw study; a list is entered by index or by its items' names.
-
-    A key that holds dots itself, as a grid's do, is found as it is written.
-    """
+    """Carry out one `key.path=value` on a raw study, as `put` does."""
     path, equals, text = assignment.partition("=")
-    parts = [part.strip() for part in path.split(".")]
-    if not equals or not all(parts):
+    if not equals:
         raise BadInput(f"--set {assignment}: expected KEY.PATH=VALUE, e.g. training.epochs=5")
-    value = parse_yaml(text, f"--set {path}")
+    put(study, path, parse_yaml(text, f"--set {path}"), f"--set {assignment}")
+
+
+def put(study: dict[str, Any], path: str, value: Any, said: str) -> None:
+    """Put a value at `key.path` of a raw study; a list is entered by index or by its items' names.
+
+    A key that holds dots itself, as a grid's do, is found as it is written. `said` is what an error calls it.
+    """
+    parts = [part.strip() for part in path.split(".")]
+    if not all(parts):
+        raise BadInput(f"{said}: expected KEY.PATH=VALUE, e.g. training.epochs=5")
     here: Any = study
     depth = 0
     while True:
         rest, where, taken = parts[depth:], ".".join(parts[:depth]), 1
         if isinstance(here, list):
-            key: Any = _index(here, rest[0], assignment, where)
+            key: Any = _index(here, rest[0], said, where)
         elif isinstance(here, dict):
             taken = next((count for count in range(len(rest), 1, -1) if ".".join(rest[:count]) in here), 1)
             key = ".".join(rest[:taken])
             if len(rest) > taken and here.get(key) is None:
                 here[key] = {}
         else:
-            raise BadInput(f"--set {assignment}: {where} is {_shown(here)}, which has no key {rest[0]!r}")
+            raise BadInput(f"{said}: {where} is {_shown(here)}, which has no key {rest[0]!r}")
         depth += taken
         if depth == len(parts):
             here[key] = value
@@ -125,14 +131,14 @@ def apply_set(study: dict[str, Any], assignment: str) -> None:
         here = here[key]
 
 
-def _index(items: list[Any], part: str, assignment: str, where: str) -> int:
+def _index(items: list[Any], part: str, said: str, where: str) -> int:
     names = [str(item["name"]) for item in items if isinstance(item, dict) and "name" in item]
     if part in names:
         return next(i for i, item in enumerate(items) if isinstance(item, dict) and str(item.get("name")) == part)
     if part.isdecimal() and int(part) < len(items):
         return int(part)
     allowed = ", ".join(names) if names else f"0 to {len(items) - 1}" if items else "none, since it is empty"
-    raise BadInput(f"--set {assignment}: {where} has no item {part!r}{nearest(part, names)}; allowed: {allowed}")
+    raise BadInput(f"{said}: {where} has no item {part!r}{nearest(part, names)}; allowed: {allowed}")
 
 
 def packaged_studies() -> dict[str, str]:
@@ -147,6 +153,14 @@ def read_study(name: str, assignments: tuple[str, ...] = ()) -> Study:
 
     Raises `BadInput` with one line that names the file and key, the value found, and what is allowed.
     """
+    raw = raw_study(name)
+    for assignment in assignments:
+        apply_set(raw, assignment)
+    return validate(raw, name)
+
+
+def raw_study(name: str) -> dict[str, Any]:
+    """A study from a YAML path or a packaged name, as it is written."""
     kind, packaged = _kind(Path(name)), packaged_studies()
     if kind == "file":
         raw = read_yaml(Path(name))
@@ -156,9 +170,7 @@ def read_study(name: str, assignments: tuple[str, ...] = ()) -> Study:
         what = "is a folder, not a study's file" if kind == "folder" else "neither a file nor a packaged study"
         raise BadInput(f"{name}: {what}{nearest(name, list(packaged))}; packaged: {', '.join(packaged)}")
     raw.pop("provenance", None)  # what a finished study's own file adds
-    for assignment in assignments:
-        apply_set(raw, assignment)
-    return validate(raw, name)
+    return raw
 
 
 def validate(raw: dict[str, Any], origin: str) -> Study:

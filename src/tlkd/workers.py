@@ -16,10 +16,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from importlib.machinery import ModuleSpec
 from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -42,7 +43,8 @@ class Local:
 
     The death of a worker fails its job alone: the next job gets a fresh one. What a job prints is kept in `log_folder`
     if it fails. Each worker sees one of `devices`, in turn, as CUDA_VISIBLE_DEVICES; by default these are the GPUs that
-    this process sees, where there are several. A script that uses this needs `if __name__ == "__main__":` around it.
+    this process sees, where there are several. A script needs `if __name__ == "__main__":` around this only where the
+    work, or something in the context, is defined in the script itself.
     """
 
     def __init__(self, work: Work, context: Any, jobs: int, log_folder: Path,
@@ -50,8 +52,9 @@ class Local:
         self.slots = jobs
         _sweep(log_folder)
         names = list(_gpus() if devices is None else devices)
-        setting = _Setting(pickle.dumps(work), pickle.dumps(context), log_folder.absolute(), list(sys.path),
-                           os.getpid(), progress.console().is_terminal)
+        packed = pickle.dumps(work), pickle.dumps(context)
+        setting = _Setting(*packed, log_folder.absolute(), list(sys.path), os.getpid(),
+                           progress.console().is_terminal, scripted=any(b"__main__" in each for each in packed))
         self._lock = threading.Lock()  # one process is started, or looked at, at a time
         self._closing = threading.Event()
         self._idle = [_Worker(setting, names[number % len(names)] if len(names) > 1 else None, self._lock,
@@ -106,6 +109,24 @@ class _Setting:
     path: list[str]
     driver: int
     bars: bool
+    scripted: bool  # work or context are defined in the script that this process runs
+
+
+@contextmanager
+def _without_script(needed: bool) -> Iterator[None]:
+    """Keep a process that starts meanwhile from running this process's own script again, unless the work is in there.
+
+    multiprocessing has every child import the parent's main module, unless that is a package's `__main__`. A script
+    that runs a study would run it again in each worker, where it is not behind `if __name__ == "__main__":`.
+    """
+    script = sys.modules["__main__"]
+    before = getattr(script, "__spec__", None)
+    if not needed:
+        script.__spec__ = ModuleSpec("tlkd.__main__", None)
+    try:
+        yield
+    finally:
+        script.__spec__ = before
 
 
 class _Worker:
@@ -155,7 +176,8 @@ class _Worker:
         try:
             process = spawning.Process(target=_serve, args=(theirs, speaker, self._setting, self._device), daemon=True,
                                        name="tlkd-worker")
-            process.start()
+            with _without_script(self._setting.scripted):
+                process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
