@@ -14,25 +14,26 @@ FLOORS = {
     # 0, pure
     "grids": 0, "crew": 0, "seeding": 0, "losses": 0, "statistics": 0, "progress": 0, "dropout": 0, "evaluation": 0,
     "images": 0, "wording": 0, "naming": 0, "regions": 0, "scenery": 0, "program": 0,
+    "gatekeeper": 0,
     # 1
     "store": 1, "views": 1, "reading": 1, "convergence": 1, "weights": 1, "sources": 1, "rasters": 1, "shapes": 1,
     "observations": 1, "pairs": 1, "distortions": 1, "trends": 1, "frames": 1, "layout": 1,
     "draws": 1, "corruptions": 1, "standalone": 1, "console": 1,
     # 2
     "datasets": 2, "models": 2, "batches": 2, "folder": 2, "annotations": 2, "contributions": 2, "compositions": 2,
-    "series": 2, "engine": 2, "licences": 2,
+    "series": 2, "engine": 2, "suggestion": 2, "licences": 2,
     # 3
-    "banks": 3, "training": 3, "provenance": 3, "contrasts": 3, "explained": 3, "masks": 3, "rules": 3,
+    "banks": 3, "training": 3, "provenance": 3, "contrasts": 3, "explained": 3, "masks": 3, "rules": 3, "coco": 3,
     "plain": 3, "onnx_file": 3, "spaces": 3, "workers": 3, "ray_engine": 3, "underway": 3,
     # 4
-    "workshop": 4, "foreground": 4, "album": 4, "doctor": 4, "checks": 4, "attribution": 4,
+    "workshop": 4, "foreground": 4, "album": 4, "doctor": 4, "checks": 4, "attribution": 4, "outlines": 4, "chosen": 4,
     "results": 4, "difficulties": 4, "controls": 4, "robustness": 4, "standing": 4, "trackers": 4,
     "subjects": 4, "footprint": 4,
     # 5
-    "findings": 5, "explainers": 5, "estimate": 5, "stages": 5, "examples": 5, "outlook": 5,
+    "findings": 5, "explainers": 5, "estimate": 5, "stages": 5, "examples": 5, "desk": 5, "outlook": 5,
     "mlflow_tracker": 5, "wandb_tracker": 5,
     # 6
-    "explaining": 6, "tables": 6, "figures": 6, "evidence": 6, "watching": 6, "chronicle": 6,
+    "explaining": 6, "annotator": 6, "tables": 6, "figures": 6, "evidence": 6, "watching": 6, "chronicle": 6,
     "difficulty_tables": 6, "difficulty_evidence": 6,
     # 7, what reads or runs a whole study
     "study": 7, "tuned": 7, "sections": 7, "pictures": 7, "shares": 7, "summary": 7,
@@ -41,10 +42,11 @@ FLOORS = {
     "comparison_figures": 8, "comparison_tables": 8, "comparison_sections": 8, "comparison_summary": 8,
     "comparison_report": 9,
     "report": 8, "proposals": 8, "gallery": 8, "inventory": 8,
-    "carried": 8, "cards": 8, "exporting": 9, "predicting": 9, "tuning": 9, "planning": 9, "engines": 9, "study_commands": 10, "tool_commands": 10,
+    "carried": 8, "cards": 8, "exporting": 9, "predicting": 9, "tuning": 9, "planning": 9, "engines": 9, "api": 10, "study_commands": 10, "tool_commands": 10,
     "cli": 11, "__main__": 12,
 }
-TORCHLESS = ("specs", "conditions", "grids",
+TORCHLESS = ("gatekeeper", "suggestion", "coco", "outlines", "chosen", "desk", "annotator",
+             "specs", "conditions", "grids",
              "reading", "statistics", "evaluation", "convergence", "store", "folder", "checks", "contrasts",
              "naming", "rasters", "annotations", "regions", "observations", "contributions", "explained", "foreground",
              "album", "evidence", "pictures", "shares", "findings", "tables", "figures", "summary", "sections",

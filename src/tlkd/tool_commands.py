@@ -10,6 +10,53 @@ from tlkd.console import Device, app, device_of
 
 
 @app.command()
+def annotate(
+    source: Annotated[str | None, typer.Argument(
+        metavar="[SOURCE]", show_default=False, help="Where the images are, as data.source in a study: folder:PATH, "
+        "cifar10, shapes, mnist5k, torchvision:NAME, or the path of a folder or an archive. With --study it may be "
+        "left out.")] = None,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The COCO file that outlines are written to after every "
+                                      "change; if it is there already, work goes on in it.")] = Path("masks.coco.json"),
+    split: Annotated[str | None, typer.Option(
+        show_default=False, help="test, train or all (default: test, of which a study takes its masks).")] = None,
+    per_class: Annotated[int | None, typer.Option(
+        min=1, show_default=False, help="So many images of each class, drawn by --seed; a larger number keeps those of "
+        "a smaller one.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of that draw.")] = 0,
+    listed: Annotated[Path | None, typer.Option(
+        "--list", metavar="FILE", show_default=False, help="These images: a text file with one name a line.")] = None,
+    study: Annotated[Path | None, typer.Option(
+        metavar="DIR", show_default=False, help="The images that this study has explained.")] = None,
+    opened: Annotated[list[Path] | None, typer.Option(
+        "--open", metavar="PATH", show_default=False, help="Start from outlines in another file or folder: COCO, VGG "
+        "Image Annotator, labelme, CVAT, PNG masks. May be repeated.")] = None,
+    root: Annotated[Path | None, typer.Option(
+        metavar="DIR", show_default=False, help="Where the files of cifar10 or torchvision:NAME lie.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0 takes one that is free.")] = 0,
+    browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
+) -> None:
+    """Outline the foreground of images by hand, on a page that this machine alone can open.
+
+    Writes a COCO file for data.masks. Nothing leaves the machine, and nothing has to be saved by hand.
+
+    [bold]Examples[/bold]
+
+      tlkd annotate folder:photos --out masks.coco.json
+
+      tlkd annotate cifar10 --per-class 10 --out masks.coco.json
+
+      tlkd annotate --study out/mine --out masks.coco.json
+
+      tlkd annotate photos.zip --list chosen.txt --open from-via.json --no-browser
+    """
+    from tlkd import annotator
+    from tlkd.chosen import Choice
+
+    annotator.annotate(Choice(source, root, split, per_class, seed, listed, study),
+                       annotator.Options(out, tuple(opened or ()), port, browser))
+
+
+@app.command()
 def explain(
     model: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN", help="A finished run's folder, e.g. "
                                          "out/quickstart/runs/tl-clean-0, or packaged:NAME, torchvision:NAME or "
