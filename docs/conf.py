@@ -21,11 +21,8 @@ autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 default_role = "code"  # docstrings put names between single backticks
 nitpicky = True
-nitpick_ignore_regex = [  # other projects' types: their inventories would have to be downloaded
-    (r"py:.*", r"(np|numpy|pd|pandas|torch|Tensor|nn|fx|PIL|Image|pathlib|Path|Literal|Any|NDArray|ArrayLike)(\..*)?"),
-    (r"py:.*", r"(collections|typing|tlkd\.(?!attribution)|pydantic|Mapping|Sequence|Iterable|Callable)(\..*)?"),
-    (r"py:.*", r"(Targets|Output|Signs|optional)"),
-]
+nitpick_ignore_regex = [  # what other projects and our inner modules call their types has no page here
+    (r"py:.*", r"(?!tlkd\.).*|tlkd\.(\w+\.)+\w+")]
 
 html_theme = "furo"
 html_title = f"tlkd {__version__}"

@@ -64,7 +64,7 @@ def text() -> str:
 def _section(name: str, command: Callable[..., Any]) -> Iterator[str]:
     body, _, examples = inspect.cleandoc(command.__doc__ or "").partition("[bold]Example")
     taken = takes(command)
-    placed = [each.value + ("..." if each.several else "") for each in taken if not each.names]
+    placed = [each.value.removesuffix("...") + ("..." if each.several else "") for each in taken if not each.names]
     needed = [each.default is inspect.Parameter.empty for each in taken if not each.names]
     usage = [shown if must else f"[{shown}]" for shown, must in zip(placed, needed, strict=True)]
     usage += [f"{each.names[0]} {each.value}" for each in taken if each.names and _needed(each)]

@@ -5,21 +5,23 @@ from collections.abc import Iterator
 
 import tlkd
 
+SIGNATURES = {"Study": "(**keys)"}  # its keys have a page of their own
+RETURNED = ("tlkd.attribution.Attributions",)
+
 
 def text() -> str:
-    """Directives of autodoc for every name of `tlkd.__all__`."""
-    return "\n".join(["```{eval-rst}", *(line for name in public() for line in _directive(name)), "```"])
-
-
-def public() -> list[str]:
-    """The public names, in the order in which the package lists them."""
-    return list(getattr(tlkd, "__all__", []))
+    """Directives of autodoc for every name of `tlkd.__all__`, and for what these functions return."""
+    lines = [line for name in tlkd.__all__ for line in _directive(name)]
+    lines += [line for name in RETURNED for line in (f".. autoclass:: {name}", "   :members:", "")]
+    return "\n".join(["```{eval-rst}", *lines, "```"])
 
 
 def _directive(name: str) -> Iterator[str]:
     found = getattr(tlkd, name)
-    kind = "class" if inspect.isclass(found) else "function" if callable(found) else "data"
-    yield f".. auto{kind}:: {found.__module__}.{found.__qualname__}" if kind != "data" else f".. autodata:: tlkd.{name}"
-    if kind == "class":
+    kind = "module" if inspect.ismodule(found) else "class" if inspect.isclass(found) else "function"
+    if kind == "module":
+        yield f".. rubric:: The module tlkd.{name}\n"
+    yield f".. auto{kind}:: tlkd.{name}{SIGNATURES.get(name, '')}"
+    if kind == "module" or (kind == "class" and name not in SIGNATURES and not issubclass(found, Exception)):
         yield "   :members:"
     yield ""
