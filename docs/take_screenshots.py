@@ -142,16 +142,21 @@ def take_watch(browser: Browser) -> None:
 
 
 def take_annotate(browser: Browser) -> None:
-    """The page for drawing masks, with an outline that was suggested."""
-    port = free_port()
-    command = ["annotate", "folder:images", "--study", "out/mine", "--out", "masks.coco.json", "--port", str(port),
-               "--no-browser"]
-    with served([*TLKD, *command]) as (process, said):
-        address = next(found.group() for line in said(process) if (found := re.search(r"http://\S+", line)))
+    """The page for drawing masks: some images are done, and for the next one an outline is suggested."""
+    Path("masks.coco.json").unlink(missing_ok=True)
+    with served([*TLKD, "annotate", "--study", "out/mine", "--out", "masks.coco.json", "--no-browser"]) as process:
+        assert process.stdout is not None
+        address = next(found.group() for line in process.stdout if (found := re.search(r"http://\S+", line)))
         with page_at(browser, address) as page:
-            page.wait_for_load_state("networkidle")
-            page.get_by_role("button", name=re.compile("suggest", re.IGNORECASE)).first.click()
-            page.wait_for_timeout(3000)
+            for number in range(4):
+                page.locator("#stage canvas, #stage img").first.wait_for()
+                page.keyboard.press("s")
+                page.locator("#proposal").wait_for()
+                if number < 3:
+                    page.keyboard.press("Enter")  # take it
+                    page.locator("#proposal").wait_for(state="hidden")
+                    page.keyboard.press("Enter")  # and go on
+                    page.wait_for_timeout(1000)
             keep(page.screenshot(), "annotate")
 
 
@@ -191,12 +196,12 @@ def page_at(browser: Browser, address: str) -> Iterator[Page]:
 
 
 @contextmanager
-def served(command: list[str]) -> Iterator[tuple[subprocess.Popen[str], Callable[..., Iterator[str]]]]:
-    """A server as long as it is needed, and what reads the lines that it prints."""
+def served(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """A server as long as it is needed."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                env={**os.environ, "PYTHONUNBUFFERED": "1"})
     try:
-        yield process, lambda running: iter(running.stdout.readline, "")  # type: ignore[union-attr]
+        yield process
     finally:
         process.terminate()
         process.wait()
