@@ -149,6 +149,10 @@ def test_a_command_imports_what_it_needs_and_no_more() -> None:
     ("run quickstart --set arms.tl_kd.teacher=x", "no teacher is called 'x'; allowed: lite1"),
     ("run quickstart --set training", "--set training: expected KEY.PATH=VALUE"),
     ("run quickstart --set grid={}", "grid: found {}, an empty grid; allowed: conditions.NAME.KEY"),
+    ("run nowhere.yaml --track mlfow", "--track: found 'mlfow'; did you mean 'mlflow'?; allowed: mlflow, mlflow:http"),
+    ("run quickstart --track mlflow:", "--track: found 'mlflow:'; allowed: mlflow, mlflow:http"),
+    ("run quickstart --track mlflow:runs.db", "--track: found 'mlflow:runs.db'; allowed: mlflow, mlflow:http"),
+    ("run quickstart --track wandb --track wandb:of", "--track: found 'wandb:of'; allowed: mlflow, mlflow:http"),
     ("run quickstart --device tpu", "--device: found 'tpu'; allowed: auto, cpu, cuda"),
     ("run quickstart --set data.source=folder:nowhere", "nowhere"),
     ("plan", "Missing argument 'STUDY'"),
@@ -374,7 +378,8 @@ def test_run_hands_over_the_study_and_exits_with_what_failed(
     given = {}
 
     def run_study(study: object, out: Path, device: torch.device, command: str, executor: object, retry_failed: bool,
-                  threads: int) -> dict[str, str]:
+                  threads: int, begun: Callable[[], None]) -> dict[str, str]:
+        begun()
         given.update(study=study, out=out, device=device, command=command)
         assert callable(executor) and not retry_failed and threads >= 1
         return failures

@@ -24,6 +24,7 @@ from tlkd import store
 from tlkd.folder import Run, StudyFolder, TeacherFit, teacher_fits
 from tlkd.mlflow_tracker import MlflowTracker
 from tlkd.outlook import Outlook, Watcher
+from tlkd.series import base_conditions
 from tlkd.specs import Study
 from tlkd.trackers import Ending, Entry, Subject, Tracker, lock
 from tlkd.underway import Curve, mapping
@@ -32,6 +33,7 @@ from tlkd.wandb_tracker import WandbTracker
 EVERY = 3.0  # seconds between two looks at the folder
 FIRST_REST, LONGEST_REST = 10.0, 300.0  # seconds until a tracker that failed is tried again: twice as long each time
 TRACKERS: dict[str, Callable[[str, Path], Tracker]] = {"mlflow": MlflowTracker, "wandb": WandbTracker}
+NO_ANSWER = ("ConnectionError", "ConnectTimeout", "ReadTimeout", "ConnectionRefusedError")  # of whatever library
 FINISH, STOP = "finish", "stop"  # what the driver says
 Say = Callable[[Mapping[str, Any]], None]
 
@@ -93,7 +95,7 @@ class Chronicle:
             path = folder.teacher_path(fit)
             seed = {} if fit.seed is None else {"seed": str(fit.seed)}
             condition = {} if fit.condition is None else {"condition": fit.condition.name}
-            tags = {"kind": "teacher", "teacher": fit.name, **condition, **seed, **_of_the_code(folder)}
+            tags = {"kind": "teacher", "arm": f"teacher {fit.name}", **condition, **seed, **_of_the_code(folder)}
             params = flat({"teacher": spec.model_dump(mode="json")})
             return _entry(f"teacher {fit.fit_id}", "teacher", state, "", params, tags,
                           trainings.of_teacher(folder, fit), trainings.result(path), trainings.ended(path), why)
@@ -175,12 +177,14 @@ def ending_of(outlook: Outlook, state: str) -> Ending:
     summary = _text(folder / "summary.txt")
     tags = {f"hypothesis_{number}": text for number, text in re.findall(r"^H(\d) .*?: (.*)$", summary, re.MULTILINE)}
     tags["headline"] = summary.partition("\n")[0]
-    metric, metrics = outlook.found.folder.study.verdict.metric, {}
+    study, metrics = outlook.found.folder.study, {}
+    base = base_conditions(study)  # a chart for each of a hundred difficulties would bury all others: they have tables
     for group in outlook.groups:
-        if group.accuracies:
-            metrics[f"mean_{metric}/{group.arm.name}/{group.condition}"] = group.mean
-        if group.gains:
-            metrics[f"gain/{group.arm.name}/{group.condition}"] = group.gain
+        if group.condition in base and group.accuracies:
+            who = group.arm.name if len(base) == 1 else f"{group.arm.name}_{group.condition}"
+            metrics[f"mean_test_{study.verdict.metric}_{who}"] = group.mean
+            if group.gains:
+                metrics[f"gain_{who}"] = group.gain
     metrics |= {f"runs_{name}": float(sum(each.state == name for each in outlook.found.runs))
                 for name in ("done", "failed")}
     failed = outlook.failed or outlook.found.folder.explanation_failures()
@@ -201,8 +205,7 @@ def _text(path: Path) -> str:
 
 def follow(chronicle: Chronicle, name: str, orders: IO[bytes], say: Say) -> None:
     """Keep up until the driver says how it ended, or is gone."""
-    rest, wait, failing = FIRST_REST, 0.0, False
-    ending = ""
+    rest, wait, failing, ending = FIRST_REST, 0.0, False, ""
     while not ending:
         ready, _, _ = select.select([orders], [], [], wait)
         order = orders.readline().decode().strip() if ready else None
@@ -212,14 +215,14 @@ def follow(chronicle: Chronicle, name: str, orders: IO[bytes], say: Say) -> None
             if not ending:
                 chronicle.catch_up()
             if failing:
-                say({"news": f"{name}: works again; what was missed is logged"})
+                say({"news": f"{name}: works again; what was missed is logged", "failing": False})
             rest, wait, failing = FIRST_REST, EVERY, False
             say({"lines": lines} if ending else {"alive": True})
         except Exception as error:
             chronicle.lost()
             if not failing:
                 say({"news": f"{name}: {one_line(error)}; the study goes on without it, and the same command logs "
-                             "later what is missing"})
+                             "later what is missing", "failing": True})
             failing, wait, rest = True, rest, min(2 * rest, LONGEST_REST)
 
 
@@ -229,9 +232,14 @@ def slug(name: str, where: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What went wrong in a few words: libraries' messages run on."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:197]}..."
+    """What went wrong in a few words: libraries' messages run on, and the cause lies below them."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if type(cause).__name__ in NO_ANSWER:
+            return "its server does not answer"
+        cause = cause.__cause__ or cause.__context__
+    text = (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
+    return text if len(text) <= 160 else f"{text[:157]}..."
 
 
 def main(arguments: list[str]) -> None:
@@ -252,7 +260,7 @@ def main(arguments: list[str]) -> None:
     except Timeout:
         say({"news": f"{name}: another `tlkd run` logs this study already", "lines": []})
     except Exception as error:
-        say({"news": f"{name}: {one_line(error)}; the study goes on without it"})
+        say({"news": f"{name}: {one_line(error)}; the study goes on without it", "failing": True})
         raise
 
 

@@ -25,6 +25,7 @@ STATES = {"running": "RUNNING", "done": "FINISHED", "failed": "FAILED", "stopped
 LABELS_AT_ONCE, METRICS_AT_ONCE = 100, 1000  # MLflow's limits a request: params or tags, and all together
 LONGEST_PARAM, LONGEST_TAG, LONGEST_KEY = 500, 5000, 250  # characters that every MLflow from 2.0 on takes
 NAME, EPOCHS, ADDRESS = "tlkd.name", "tlkd.epochs", "address"
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # without it MLflow 3 opens on pages for chat models
 FILES = ("report.html", "summary.txt", "study.yaml", "results.csv")
 FOLDERS = ("figures", "tables")
 
@@ -90,9 +91,9 @@ class MlflowTracker:
         found = self._client.get_experiment_by_name(name)
         if found is not None and found.lifecycle_stage != "active":
             raise RuntimeError(f"its experiment {name!r} was deleted: restore it in MLflow, or rename the study")
-        made: str = self._client.create_experiment(name, artifacts_beside(self.uri)) if found is None else (
-            found.experiment_id)
-        return made
+        if found is not None:
+            return str(found.experiment_id)
+        return str(self._client.create_experiment(name, artifacts_beside(self.uri), KIND))
 
     def _known_children(self) -> dict[str, _Child]:
         found: dict[str, _Child] = {}
@@ -124,7 +125,7 @@ class MlflowTracker:
             self._client.update_run(child.run, status=status)
         metrics = list(_points(entry.curve, child.epochs))
         if entry.state == "done":
-            metrics += [(name, value, entry.ended, epochs) for name, value in entry.metrics.items()]
+            metrics += [(name, value, entry.ended, 0) for name, value in entry.metrics.items()]  # at 0 they are bars
         self._put(child.run, metrics, tags={EPOCHS: str(max(epochs, child.epochs)), ADDRESS: entry.address,
                                             **({"failure": entry.why} if entry.why else {})})
         child.epochs, child.address = max(epochs, child.epochs), entry.address or child.address

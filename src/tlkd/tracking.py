@@ -41,7 +41,7 @@ class Follower:
         self._reader: threading.Thread | None = None
         self._heard = 0.0
         self._left = 0
-        self._ended = self._told = False
+        self._ended = self._failing = False
 
     def start(self) -> None:
         """Start the process; where that fails, say so and go on."""
@@ -74,8 +74,8 @@ class Follower:
             with suppress(ValueError, AttributeError):
                 said = json.loads(line)
                 if "news" in said:
-                    self._told = True
                     progress.say(said["news"])
+                self._failing = bool(said.get("failing", self._failing))
                 self._left = int(said.get("left", self._left))
                 if "lines" in said:
                     self.lines, self._ended = list(said["lines"]), True
@@ -92,20 +92,21 @@ class Follower:
         """Wait until the process is over, as long as it shows that it is alive."""
         if self._process is None or self._reader is None:
             return
-        began, said = time.monotonic(), False
+        began, said, patience = time.monotonic(), False, STOPPING if self._failing else patience
         while self._reader.is_alive():
             self._reader.join(0.1)
             now = time.monotonic()
             if now - self._heard > patience:
                 self.kill()
-                progress.say(f"{self.name}: has not answered for {patience:.0f} seconds and is left behind (its log: "
-                             f"{self._log}); the same command logs later what is missing")
+                if not self._failing:
+                    progress.say(f"{self.name}: has not answered for {patience:.0f} seconds and is left behind (its "
+                                 f"log: {self._log}); the same command logs later what is missing")
                 return
-            if not said and now - began > TELL_AFTER and patience > STOPPING:
+            if not said and not self._failing and now - began > TELL_AFTER and self._left:
                 said = True
-                progress.say(f"{self.name}: {self._left or 'some'} trainings are still to be logged")
+                progress.say(f"{self.name}: {self._left} trainings are still to be logged")
         self._process.wait()
-        if not self._ended and not self._told:
+        if not self._ended and not self._failing:
             progress.say(f"{self.name}: its process ended with exit code {self._process.returncode} (its log: "
                          f"{self._log}); the study went on without it")
 
@@ -137,7 +138,8 @@ def _checked(option: str) -> tuple[str, str]:
     else:
         from tlkd.errors import nearest
 
-        raise BadInput(f"--track: found {option!r}{nearest(name, ['mlflow', 'wandb'])}; allowed: {ALLOWED}")
+        near = "" if name in chronicle.TRACKERS else nearest(name, list(chronicle.TRACKERS))
+        raise BadInput(f"--track: found {option!r}{near}; allowed: {ALLOWED}")
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:  # a folder called `wandb`, as it makes them, is no package
         raise BadInput(f"--track {name}: needs the extra {name}: pip install 'tlkd[{name}]'")
