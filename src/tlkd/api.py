@@ -191,4 +191,4 @@ def _plain(value: Any, where: str) -> Any:
         return str(value)
     if isinstance(value, str | int | float | bool | None):
         return value
-    raise BadInput(f"{where}: found a {type(value).__name__}; allowed: what YAML can say (text, numbers, lists, mappings)")
+    raise BadInput(f"{where}: found a {type(value).__name__}; allowed: what YAML can say, such as text, numbers, lists")
