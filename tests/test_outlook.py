@@ -26,7 +26,7 @@ def finished(folder: StudyFolder, seconds: float, apart: float, now: float) -> N
     """Say of the finished runs that each took so long, the last ended `now`, the one before `apart` earlier ..."""
     for number, run in enumerate(reversed(folder.finished())):
         path = folder.run_path(run) / "result.json"
-        path.write_text(path.read_text().replace(f'"seconds": {folder.result(run)["seconds"]}', f'"seconds": {seconds}'))
+        store.write_json(path, {**folder.result(run), "seconds": seconds})
         os.utime(path, (now - number * apart,) * 2)
 
 

@@ -79,10 +79,11 @@ def _head(outlook: Outlook, width: int, plain: bool) -> list["Text"]:
     counts = {state: sum(each.state == state for each in outlook.found.runs)
               for state in ("done", "running", "failed", "waiting")}
     title = Text.assemble((folder.study.name, "bold"), "  ", (str(folder.path), "dim"))
-    bar = _bar(counts["done"] + counts["failed"], len(outlook.found.runs), max(8, min(40, width - 50)), plain)
+    bar = _bar(counts["done"] + counts["failed"], len(outlook.found.runs), max(0, min(40, width - 50)), plain)
     words = [(f"{number} {state}", style) for (state, number), style in
              zip(counts.items(), ("green", "cyan", "red", "dim"), strict=True) if number or state == "done"]
-    progress = Text.assemble("runs  ", (bar, "green"), f"  {counts['done']}/{len(outlook.found.runs)}")
+    progress = Text.assemble("runs  ", (bar, "green"), "  " if bar else "",
+                             f"{counts['done']}/{len(outlook.found.runs)}")
     for text, style in words[1:]:
         progress.append(", ")
         progress.append(text, style)
