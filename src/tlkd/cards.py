@@ -15,7 +15,7 @@ from tlkd.contrasts import arm_label
 from tlkd.distortions import describe
 from tlkd.evidence import better
 from tlkd.findings import Findings
-from tlkd.folder import Predictions, Run
+from tlkd.folder import Predictions, Run, teacher_fit
 from tlkd.footprint import Latency, Size
 from tlkd.layout import mean_sd
 from tlkd.licences import Licence
@@ -102,7 +102,8 @@ def _table(rows: Rows) -> str:
 
 
 def _title(facts: Facts) -> str:
-    return f"{facts.found.study.name}: {facts.plain.architecture}, {_arm(facts)}, seed {facts.run.seed}"
+    under = "" if facts.run.condition.plain else f", {facts.run.condition.name}"
+    return f"{facts.found.study.name}: {facts.plain.architecture}, {_arm(facts)}{under}, seed {facts.run.seed}"
 
 
 def _arm(facts: Facts) -> str:
@@ -206,12 +207,12 @@ def _training(facts: Facts) -> Rows:
 def _difficulty(facts: Facts) -> str:
     condition, parts = facts.run.condition, []
     if condition.train_fraction != 1:
-        parts.append(f"{percent(condition.train_fraction, 1)} % of the training images")
+        parts.append(f"only {percent(condition.train_fraction, 1)} % of the training images")
     if condition.label_noise is not None:
-        parts.append(f"{percent(condition.label_noise.fraction, 1)} % of their labels are wrong")
+        parts.append(f"wrong labels on {percent(condition.label_noise.fraction, 1)} % of what it was trained on")
     if condition.distortion is not None and condition.corruption is not None:
-        parts.append(f"{percent(condition.corruption.fraction, 1)} % of them are corrupted: "
-                     f"{describe(condition.distortion)}")
+        parts.append(f"{describe(condition.distortion)} on {percent(condition.corruption.fraction, 1)} % of what it "
+                     "was trained on")
     return listed(parts) or "another training"
 
 
@@ -229,9 +230,12 @@ def _results(facts: Facts) -> Iterator[tuple[str, ...]]:
     beside = found.group(tl.name, run.condition.name) if tl is not None and tl.name != run.arm.name else None
     if beside is not None:
         yield (f"{beside.label}, without a teacher", _counted(len(beside.seeds)), *_cells(beside.metrics))
+    taught = {(fit.name, fit.condition.name if fit.condition is not None else "")
+              for fit in (teacher_fit(found.study, name, run.condition, run.seed) for name in _teachers(facts))}
     for each in found.teachers:
-        if each.name in _teachers(facts) and each.condition in ("", run.condition.name):
-            yield (f"teacher {each.name}", _counted(len(each.metrics["accuracy"])), *_cells(each.metrics))
+        if (each.name, each.condition) in taught:
+            under = f", fitted under {each.condition}" if each.condition else ""
+            yield (f"teacher {each.name}{under}", _counted(len(each.metrics["accuracy"])), *_cells(each.metrics))
 
 
 def _counted(seeds: int) -> str:
@@ -263,7 +267,8 @@ def _verdicts(facts: Facts) -> Iterator[dict[str, str]]:
                    f"{count(own.verdict.n_images, 'test image')}; it covers {interval.covers}); supported means that "
                    "neither seeds nor test images explain the gain by chance."}
     else:
-        yield {"title": "The study as a whole:", "text": headline(found)}
+        where = "" if run.condition.name in found.base else f", under {listed(list(found.base))}"
+        yield {"title": f"The study as a whole{where}:", "text": headline(found)}
 
 
 # --- how fast and how large -------------------------------------------------------------------------------------------
