@@ -349,14 +349,20 @@ def _judged(matched: Sequence[tuple[Entry, Entry]]) -> Iterator[Pair]:
     rules = [entry.member.found.study.verdict for pair in matched for entry in pair]
     tables = {str(number): _difference(*pair) for number, pair in enumerate(matched)}
     given = {str(number): "one teacher each" for number, pair in enumerate(matched) if any(map(_one_teacher, pair))}
-    verdicts = statistics.verdicts(tables, min(rule.smallest_gain for rule in rules),
-                                   min(rule.level for rule in rules), given)
-    for number, (first, second) in enumerate(matched):
-        seeds = _common(first, second)
-        tls = [_correct(each.tl, seeds) for each in (first, second)]
-        arms = [_correct(each.group, seeds) for each in (first, second)]
-        same_tl = np.array_equal(tls[0], tls[1])
-        yield Pair(first, second, seeds, verdicts[str(number)], same_tl, same_tl and np.array_equal(arms[0], arms[1]))
+    smallest, level = min(rule.smallest_gain for rule in rules), min(rule.level for rule in rules)
+    alike = {str(number): (_alike(*pair, tl=True), _alike(*pair, tl=False)) for number, pair in enumerate(matched)}
+    verdicts: dict[str, Verdict] = {}
+    for nothing_differs in (False, True):  # what is the same is no test, and makes no family larger
+        verdicts |= statistics.verdicts({name: table for name, table in tables.items()
+                                         if all(alike[name]) == nothing_differs}, smallest, level, given)
+    for name, (first, second) in zip(tables, matched, strict=True):
+        yield Pair(first, second, _common(first, second), verdicts[name], alike[name][0], all(alike[name]))
+
+
+def _alike(first: Entry, second: Entry, *, tl: bool) -> bool:
+    """Whether the TL students, or those of the arm, are right and wrong on the same images in both studies."""
+    one, other = (_correct(each.tl if tl else each.group, _common(first, second)) for each in (first, second))
+    return np.array_equal(one, other)
 
 
 def _correct(group: Group, seeds: Sequence[int]) -> NDArray[np.bool_]:

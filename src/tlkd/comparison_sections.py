@@ -83,8 +83,10 @@ def differences(found: Comparison) -> Table:
                      number(one.n_images, 0)))
     one = found.pairs[0].verdict
     least = number(100 * one.smallest_gain, 1)
-    note = (f"The second study's gain minus the first's, paired by seed and image. Interval: {one.interval.method}, "
-            f"which covers {one.interval.covers}. Larger or smaller: the interval lies on one side of 0 and both "
+    methods = dict.fromkeys(f"{each.verdict.interval.method}, which covers {each.verdict.interval.covers}"
+                            for each in found.pairs)
+    note = (f"The second study's gain minus the first's, paired by seed and image. Interval: {'; or '.join(methods)}. "
+            f"Larger or smaller: the interval lies on one side of 0 and both "
             f"adjusted p fall below {one.level:g}. As good as equal: the interval lies within {least} points either "
             "way. A difference is over the seeds that both studies have: where they are not all, it need not be that "
             "of the gains beside it.")

@@ -54,6 +54,8 @@ def said(entry: Entry) -> str:
 def pair_said(pair: Pair) -> str:
     """A pair in half a sentence."""
     one = pair.verdict
+    if pair.word == SAME:
+        return pair.word
     return (f"{pair.word}, {gain(one.gain)} points{_around(one.interval.low, one.interval.high)}; over seeds "
             f"{p_value(one.p_seed_adjusted)}, over test images {p_value(one.p_image_adjusted)}, Holm-adjusted over "
             f"{count(one.contrasts, 'pair')}")
@@ -88,6 +90,8 @@ def headline(found: Comparison) -> str:
         parts.append(f"it hurts in {_names(groups['hurts'], several)}")
     if refuted:
         parts.append(f"a gain that matters is ruled out in {_names(refuted, several)}")
+    if unclear and len(unclear) == len(found.entries):
+        return f"{parts[0]}: the runs cannot tell."
     if unclear:
         parts.append(f"in {_names(unclear, several)} the runs cannot tell")
     return f"{'; '.join(parts)}."
@@ -115,8 +119,9 @@ def _differences(found: Comparison) -> str:
         return f"{'; '.join(told)}{more}."
     if all(each.word in (ALIKE, SAME) for each in found.pairs):
         return "The gains that can be compared are as good as equal."
-    return f"Of {count(len(found.pairs), 'pair')} of gains that can be compared, none surely differs." if (
-        len(found.pairs) > 1) else "The two gains that can be compared do not surely differ."
+    tested = len([each for each in found.pairs if each.word != SAME])
+    return (f"Of {count(tested, 'pair')} of gains that can be compared, none surely differs." if tested > 1
+            else "The two gains that can be compared do not surely differ.")
 
 
 def _order(pair: Pair) -> tuple[Entry, Entry]:
@@ -153,18 +158,21 @@ def _claims(found: Comparison) -> Iterator[str]:
 
 
 def _pair_claims(found: Comparison) -> Iterator[str]:
-    one = found.pairs[0].verdict
+    tested = [each for each in found.pairs if each.word != SAME]
+    if not tested:
+        return
+    one = tested[0].verdict
     yield (f"Differences of gains are exploratory. Their tests are exact and Holm-adjusted over "
-           f"{count(len(found.pairs), 'pair')}, but which studies stand here could be chosen when their results were "
+           f"{count(one.contrasts, 'pair')}, but which studies stand here could be chosen when their results were "
            "known, and no correction undoes that. To claim that one teacher helps more than another, make both arms of "
            "one new study, and say beforehand which.")
     yield ("A difference is one between two studies with all that differs in their specs (below), and between two "
            "fitted teachers, not between all teachers of their sizes.")
-    seeds = min(len(each.seeds) for each in found.pairs)
-    smallest = 2.0 ** (1 - seeds) * len(found.pairs)
+    seeds = max(len(each.seeds) for each in found.pairs)
+    smallest = 2.0 ** (1 - seeds) * one.contrasts
     if smallest >= one.level:
-        yield (f"With {count(seeds, 'common seed')} the smallest p over seeds that Holm over "
-               f"{count(len(found.pairs), 'pair')} can leave is {min(1.0, smallest):.2g}: no difference could be "
+        yield (f"With {count(seeds, 'common seed')} at most the smallest p over seeds that Holm over "
+               f"{count(one.contrasts, 'pair')} can leave is {min(1.0, smallest):.2g}: no difference could be "
                "called sure, whatever its size.")
 
 
@@ -226,8 +234,8 @@ def _cautions(found: Comparison) -> Iterator[Caution]:
     machines = {str(member.found.provenance.get("hardware", {}).get("processor")) for member in found.members}
     if len(machines) > 1:
         yield Caution(False, "Other machines", "the studies ran on different processors: seconds are not comparable.")
-    yield Caution(False, "Seconds", "times are those of the making: a stage that came from the cache shows what it cost "
-                  "when it was made, perhaps beside other work.")
+    yield Caution(False, "Seconds", "times are those of the making: what came from the cache shows what it cost when "
+                  "it was made, perhaps beside other work.")
 
 
 def _rules(found: Comparison) -> Iterator[Caution]:

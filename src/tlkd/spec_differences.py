@@ -29,24 +29,34 @@ def compare(studies: Sequence[Study]) -> tuple[Setting, ...]:
     What only some of the studies have by a name stands in one line. A teacher whose name is not in all of them is told
     by the arm that learns from it, so that two teachers of one arm are compared key by key.
     """
-    flats = [_flat(study, studies) for study in studies]
+    raw = [_settings(study) for study in studies]
+    absent = tuple(key for key in dict.fromkeys(key for flat in raw for key in flat)
+                   if any(flat.get(key) == "none" for flat in raw))
+    flats = [_flat(study, flat, studies, absent) for study, flat in zip(studies, raw, strict=True)]
     order = dict.fromkeys(key for flat in flats for key in flat)
     settings = [Setting(key, tuple(flat.get(key, NONE) for flat in flats)) for key in order]
     parts = dict.fromkeys(each.key.partition(".")[0] for each in settings)
     return tuple(each for part in parts for each in settings if each.key.partition(".")[0] == part)
 
 
-def _flat(study: Study, studies: Sequence[Study]) -> Flat:
+def _settings(study: Study) -> Flat:
+    frame = settings(study)
+    return dict(zip(frame["key"], frame["value"], strict=True))
+
+
+def _flat(study: Study, flat: Flat, studies: Sequence[Study], absent: Sequence[str]) -> Flat:
+    """A study's keys as they are compared; `absent` are the parts that some study does not have."""
     arms = _shared([{arm.name for arm in each.arms} for each in studies])
     teachers = _shared([set(each.teachers) for each in studies])
-    frame = settings(study)
-    flat: Flat = dict(zip(frame["key"], frame["value"], strict=True))
     told = {arm.teacher for arm in study.arms if arm.name in arms} - teachers
     found: Flat = {}
     for key, value in flat.items():
         part, _, rest = key.partition(".")
         name, _, last = rest.partition(".")
-        if part == "arms" and name not in arms:
+        whole = next((each for each in absent if key.startswith(f"{each}.")), "")
+        if whole and part not in ("arms", "teachers"):
+            found[whole] = _in_one_line(_below(flat, f"{whole}."))
+        elif part == "arms" and name not in arms:
             found[f"arms.{name}"] = _in_one_line(_below(flat, f"arms.{name}."))
         elif part == "teachers" and name and name not in teachers:
             found |= {} if name in told else {f"teachers.{name}": _teacher(study.teachers[name])}
