@@ -59,8 +59,8 @@ def annotate(
 @app.command()
 def explain(
     model: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN", help="A finished run's folder, e.g. "
-                                         "out/quickstart/runs/tl-clean-0, or packaged:NAME, torchvision:NAME or "
-                                         "timm:NAME.")],
+                                         "out/quickstart/runs/tl-clean-0, an export's folder, or "
+                                         "packaged:NAME, torchvision:NAME or timm:NAME.")],
     more: Annotated[list[Path] | None, typer.Argument(metavar="PATH", show_default=False, help="More images, as a "
                                                       "shell makes of `--images photos/*.jpg`.")] = None,
     images: Annotated[list[Path] | None, typer.Option(
