@@ -8,12 +8,13 @@ const $ = (id) => document.getElementById(id);
 const plural = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
 
 const desk = new Desk();
-const drawing = new Drawing($("stage"), { changed: () => commit(), boxed: (box) => suggest(box), marked: () => refresh() });
+const drawing = new Drawing($("stage"), { changed: () => changed(), boxed: (box) => suggest(box), marked: () => refresh() });
 drawing.zoomed = (zoom) => { $("zoom").textContent = `${Math.round(zoom * 100)} %`; };
 
 let overview = null;
 let current = -1;
-let entry = null; // of the current image, as it stands on the page: state, polygons, uncertain
+let entry = null; // of the current image, as it stands on the page: state, polygons, uncertain; null until it is there
+let arriving = Promise.resolve(); // until the current image is there, or cannot be shown
 let waiting = 0; // suggestions under way
 const pasts = new Map(); // image -> entries to undo to
 const futures = new Map();
@@ -26,8 +27,14 @@ async function go(index) {
   if (index < 0 || index >= desk.images.length) return say(index < 0 ? "This is the first image." : "This is the last image.");
   drawing.close(); // an outline of three points or more that is not closed yet is not to be lost
   drawing.flush();
+  drawing.cancel();
   current = index;
   entry = null;
+  arriving = arrive(index);
+  return arriving;
+}
+
+async function arrive(index) {
   history.replaceState(null, "", `#${index + 1}`); // so that a reload comes back to it
   overview.show(index);
   refresh();
@@ -42,6 +49,18 @@ async function go(index) {
     if (current === index) drawing.blank(`${desk.images[index].name}: ${problem.message}`);
   }
   refresh();
+}
+
+const typed = []; // what keys are to do once the image is there: who types faster than images arrive loses none
+
+async function whenThere(action) {
+  if (entry && !typed.length) return action();
+  typed.push(action);
+  if (typed.length > 1) return; // the first one sees to the others
+  while (typed.length) {
+    await arriving;
+    typed.shift()?.();
+  }
 }
 
 const pictures = new Map(); // the last few, decoded
@@ -88,6 +107,14 @@ function commit(change) {
   pasts.set(current, [...(pasts.get(current) ?? []), entry]);
   futures.set(current, []);
   adopt(made);
+}
+
+/** Something was drawn or dragged. */
+function changed() {
+  if (!entry) return;
+  const before = entry.polygons.length;
+  commit();
+  if (entry.polygons.length > before) say("Outline drawn: drag its points to correct it. Enter goes on.");
 }
 
 function adopt(made) {
@@ -217,6 +244,7 @@ function refresh() {
   for (const id of ["draw", "select", "suggest", "box", "none", "hide", "uncertain", "in", "out", "fit"]) $(id).disabled = !there;
   for (const id of ["draw", "select", "box"]) $(id).setAttribute("aria-pressed", String(drawing.tool === id));
   $("suggest").disabled = !there || waiting > 0;
+  $("stage").classList.toggle("arriving", !there);
   $("proposal").hidden = !proposing;
   $("stage").classList.toggle("proposes", proposing && drawing.selected().some((each) => drawing.proposing.has(each.id)));
   $("delete").disabled = !there || !(drawing.selected().length || entry.polygons.length === 1);
@@ -343,7 +371,7 @@ function pressed(event) {
     return false;
   }
   if (event.altKey) return false;
-  if (ARROWS[key]) {
+  if (ARROWS[key] && entry) {
     const by = event.shiftKey ? 0.25 : 1;
     if (drawing.nudge(ARROWS[key][0] * by, ARROWS[key][1] * by)) return true;
   }
@@ -353,14 +381,14 @@ function pressed(event) {
     return remove(), true;
   }
   const onButton = document.activeElement?.matches("button, input, summary, a");
-  if (key === "Enter") return onButton ? false : (enter(), true);
+  if (key === "Enter") return onButton ? false : (whenThere(enter), true);
   if (key === "Escape") return escape(), true;
   if (key === " ") {
     if (onButton) return false;
     return $("stage").classList.add("pans"), true;
   }
   const action = KEYS[key.length === 1 ? key.toLowerCase() : key];
-  return action ? (ACTIONS[action](), true) : false;
+  return action ? (whenThere(ACTIONS[action]), true) : false;
 }
 
 addEventListener("keydown", (event) => {
@@ -381,7 +409,10 @@ try {
   const { file, source } = await desk.open();
   $("place").textContent = `${source} → ${file}`;
   $("place").title = file;
-  overview = new Overview($("classes"), desk.images, go);
+  overview = new Overview($("classes"), desk.images, (index) => {
+    typed.length = 0; // the mouse goes elsewhere
+    go(index);
+  });
   const wanted = Number(location.hash.slice(1)) - 1;
   await go(Number.isInteger(wanted) && desk.images[wanted] ? wanted : Math.max(0, next(-1)));
   showTrouble();
