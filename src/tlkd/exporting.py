@@ -126,7 +126,7 @@ def check_target(to: Path, force: bool) -> None:
     if others:
         raise BadInput(f"--to {to}: also holds {others[0]}, which no export wrote and --force would delete; move it, "
                        "or choose another folder")
-    store.check_writable(to.resolve())
+    store.check_writable(to.resolve(), "--to")
 
 
 def _shown(folder: StudyFolder, ready: Preparation, images: Sequence[Path]) -> Shown:

@@ -78,7 +78,7 @@ def _check(options: Options) -> None:
     if options.out is not None:
         if options.out.is_dir():
             raise BadInput(f"--out: {options.out} is a folder; allowed: a file")
-        store.check_writable(options.out)
+        store.check_writable(options.out, "--out")
 
 
 def _onnx(model: str, device: str) -> tuple[Preparation, Logits]:

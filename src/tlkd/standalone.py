@@ -284,7 +284,8 @@ def main(words: Sequence[str] | None = None) -> int:
     here = Path(__file__).resolve().parent
     try:
         ready = read_config(here)
-        for option, value, most in (("--top", asked.top, len(ready.classes)), ("--batch-size", asked.batch_size, 10000)):
+        for option, value, most in (("--top", asked.top, len(ready.classes)),
+                                    ("--batch-size", asked.batch_size, 10000)):
             if not 1 <= value <= most:
                 raise Refused(f"{option}: found {value}; allowed: 1 to {most}")
         found, problems = predict(gather(asked.images), ready, onnx_logits(here / ONNX, ready), asked.top,

@@ -229,13 +229,16 @@ def replace_bytes(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, option: str) -> None:
     """Raise `BadInput` where no file or folder can be made at `path`, before the work that it is for."""
-    with guard_disk(path.parent):
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe = _temporary(path)
         probe.touch()
         probe.unlink()
+    except (OSError, ValueError) as error:  # ValueError: a name that cannot be one
+        said = (getattr(error, "strerror", None) or str(error)).lower()
+        raise BadInput(f"{option}: {str(path)[:200]} cannot be written ({said}); choose another place") from None
 
 
 def replace_folder(path: Path, build: Callable[[Path], None]) -> None:
