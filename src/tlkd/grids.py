@@ -65,7 +65,9 @@ def expand(raw: Raw) -> Raw:
     rest["arms"] = [each.raw for each in arms]
     rest["conditions"] = [each.raw for each in conditions]
     if rules:
-        rest["exclude"] = [_resolved(rule, number, axes, arms, conditions) for number, rule in enumerate(rules)]
+        resolved = [_resolved(rule, number, axes, arms, conditions) for number, rule in enumerate(rules)]
+        rest["exclude"] = [rule for rule, before in zip(resolved, rules, strict=True)
+                           if rule == before or not _emptied(rule)]
     if isinstance(rest.get("explanation"), dict):
         rest["explanation"] = _following(rest["explanation"], "conditions", conditions)
     return rest
@@ -270,6 +272,11 @@ def _content(raw: Raw, place: str) -> str:
 
 
 # --- what is left out -------------------------------------------------------------------------------------------------
+
+
+def _emptied(rule: Any) -> bool:
+    """Whether what a rule spoke of was equal to something else, so that nothing is left for it to take away."""
+    return isinstance(rule, dict) and any(rule.get(place) == [] for place in ("arms", "conditions"))
 
 
 def _resolved(rule: Any, number: int, axes: Mapping[str, list[Any]], arms: Sequence[Item],
