@@ -42,7 +42,8 @@ FLOORS = {
     "comparison_figures": 8, "comparison_tables": 8, "comparison_sections": 8, "comparison_summary": 8,
     "comparison_report": 9,
     "report": 8, "proposals": 8, "gallery": 8, "inventory": 8,
-    "carried": 8, "cards": 8, "exporting": 9, "predicting": 9, "tuning": 9, "planning": 9, "engines": 9, "api": 10, "study_commands": 10, "tool_commands": 10,
+    "carried": 8, "cards": 8, "exporting": 9, "predicting": 9, "tuning": 9, "planning": 9, "engines": 9,
+    "api": 10, "study_commands": 10, "tool_commands": 10,
     "cli": 11, "__main__": 12,
 }
 TORCHLESS = ("gatekeeper", "suggestion", "coco", "outlines", "chosen", "desk", "annotator",
