@@ -16,8 +16,8 @@ from sealed_folders import lay_down, small_raw
 from tlkd import cli
 from tlkd.reading import dump_yaml, packaged_studies, parse_yaml, validate
 
-COMMANDS = ["run", "plan", "tune", "studies", "status", "watch", "report", "compare", "verify", "annotate", "explain", "export",
-            "predict", "regions", "models", "doctor"]
+COMMANDS = ["run", "plan", "tune", "studies", "status", "watch", "report", "compare", "verify", "annotate", "explain",
+            "export", "predict", "regions", "models", "doctor"]
 
 Call = Callable[..., tuple[int, str, str]]
 
