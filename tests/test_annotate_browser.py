@@ -195,6 +195,16 @@ def test_an_outline_drawn_corrected_and_used(serve: Callable[..., Server], tab: 
     here.page.keyboard.press("Control+y")
     wait_for(lambda: abs(server.outlines()[0][4] - 36) < 0.1)
 
+    here.click(20, 20)  # the outline
+    here.page.wait_for_selector(".a9s-corner-handle")
+    here.page.wait_for_timeout(300)  # no hand is quicker; Annotorious would take both for one click
+    here.click(36, 36)  # a point of it
+    here.page.wait_for_selector(".a9s-handle-selected")
+    here.press("Delete")  # the marked point alone
+    wait_for(lambda: len(server.outlines()[0]) == 6)
+    here.page.keyboard.press("Control+z")
+    wait_for(lambda: len(server.outlines()[0]) == 8)
+
     here.press("Escape")
     here.draw([(2, 2), (6, 2), (2, 6)])  # several outlines
     wait_for(lambda: len(server.outlines()) == 2)
@@ -280,6 +290,9 @@ def test_a_suggestion_is_corrected_by_dragging(serve: Callable[..., Server], tab
     here.page.mouse.up()
     wait_for(lambda: len(server.outlines()) == 1)
     assert here.page.locator("#proposal").is_hidden()
+    here.press("Escape")
+    dashes = "() => getComputedStyle(document.querySelector('[data-id] .a9s-inner')).strokeDasharray"
+    assert here.page.evaluate(dashes) == "none"
 
 
 def test_points_can_be_taken_back_while_drawing(serve: Callable[..., Server], tab: Callable[..., Tab]) -> None:

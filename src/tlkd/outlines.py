@@ -261,9 +261,9 @@ def _matched(annotated: Sequence[Annotated], samples: Samples, notes: masks.Note
     """The entry of each sample that a file has. Raises `BadAnnotation` where it has none: it is of other images."""
     known = masks.matched(annotated, samples, notes)
     if annotated and not known:
-        raise BadAnnotation(f"it is of other images: none of {wording.count(len(annotated), 'image')} is in the source, "
-                            f"which has {samples.ids[0]!r}, while it has {annotated[0].file_name!r}; name the source "
-                            "that it was drawn on, or another file")
+        raise BadAnnotation(f"it is of other images: it has {annotated[0].file_name!r}, the source "
+                            f"{samples.ids[0]!r}, and no image is in both ({len(annotated):,} in the file); name the "
+                            "source that it was drawn on, or another file")
     return known
 
 

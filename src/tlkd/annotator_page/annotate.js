@@ -92,7 +92,7 @@ function next(from) {
 function forward() {
   const index = next(current);
   if (index >= 0 && index !== current) go(index);
-  else say(desk.images[current].state === "open" ? "This is the last one left." : `All done. Ctrl-C in the terminal ends; ${$("place").title}`);
+  else say(desk.images[current].state === "open" ? "This is the last one left." : `All done. Ctrl-C in the terminal ends; a study takes it with data.masks=${$("place").title}`);
 }
 
 // Changes
@@ -245,6 +245,7 @@ function refresh() {
   for (const id of ["draw", "select", "box"]) $(id).setAttribute("aria-pressed", String(drawing.tool === id));
   $("suggest").disabled = !there || waiting > 0;
   $("stage").classList.toggle("arriving", !there);
+  $("stage").classList.toggle("proposing", proposing);
   $("proposal").hidden = !proposing;
   $("stage").classList.toggle("proposes", proposing && drawing.selected().some((each) => drawing.proposing.has(each.id)));
   $("delete").disabled = !there || !(drawing.selected().length || entry.polygons.length === 1);

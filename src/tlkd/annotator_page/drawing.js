@@ -174,9 +174,12 @@ export class Drawing {
   // Outlines
 
   set(polygons) {
+    const marked = this.selected().length > 0;
     this.proposing.clear();
     this.annotator.cancelSelected();
-    this.annotator.setAnnotations(polygons.map((polygon) => this.annotation(polygon, "outline")), true);
+    const annotations = polygons.map((polygon) => this.annotation(polygon, "outline"));
+    this.annotator.setAnnotations(annotations, true);
+    if (marked && annotations.length === 1) this.annotator.setSelected(annotations[0].id, true); // stays so over an undo
     this.dirty = false;
     this.marked();
   }
@@ -243,7 +246,7 @@ export class Drawing {
 
   propose(polygons) {
     this.dismiss();
-    this.annotator.cancelSelected();
+    this.set(this.polygons()); // what was a proposal and was corrected is an outline like others
     for (const polygon of polygons) {
       const annotation = this.annotation(polygon, "proposal");
       this.proposing.add(annotation.id);
