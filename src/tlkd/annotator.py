@@ -154,21 +154,22 @@ def command(chosen: Chosen, out: Path, study: Path | None) -> str:
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
     """Hold a file against other annotators, and see that it can be written. Raises `BadInput`."""
-    if out.is_dir():
-        raise BadInput(f"--out: {out}: is a folder; name a file, masks.coco.json for example")
     path = out.with_name(f".{out.name}.lock")
     lock = FileLock(path, timeout=0)
-    with store.guard_disk(out.parent):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise BadInput(f"--out: {out}: another `tlkd annotate` is at work on it; go on in its page, or choose "
-                           "another --out") from None
     try:
+        if out.is_dir():
+            raise BadInput(f"--out: {out}: is a folder; name a file, masks.coco.json for example")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()  # FileLock would take a folder that cannot be written for a lock that is held
         if out.exists():
-            with store.guard_disk(out), out.open("r+b"):
-                pass
+            out.open("r+b").close()
+        lock.acquire()
+    except Timeout:
+        raise BadInput(f"--out: {out}: another `tlkd annotate` is at work on it; go on in its page, or choose "
+                       "another --out") from None
+    except OSError as error:
+        raise BadInput(f"--out: {out}: cannot be written ({error.strerror}); choose another --out") from None
+    try:
         yield
     finally:
         lock.release()
