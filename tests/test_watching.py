@@ -100,7 +100,7 @@ def test_a_terminal_without_such_signs_gets_others(many: Path) -> None:
 
 
 @pytest.mark.parametrize(("values", "expected"), [
-    ([0.0, 0.5, 1.0], "▁▅█"), ([], ""), ([0.2] * 2, "▂▂"), ([0.0, 2.0], "▁█")])
+    ([0.0, 0.5, 1.0], "▁▄▇"), ([], ""), ([0.2] * 2, "▂▂"), ([0.0, 2.0], "▁▇")])
 def test_a_curve_in_signs(values: list[float], expected: str) -> None:
     assert sparkline(values, 3, 10, (0.0, 1.0)) == expected
 
@@ -108,7 +108,7 @@ def test_a_curve_in_signs(values: list[float], expected: str) -> None:
 def test_a_long_curve_is_as_far_along_as_its_training() -> None:
     assert sparkline([0.1] * 50, 100, 10, (0.0, 1.0)) == "▂" * 5
     assert sparkline([0.1] * 100, 100, 10, (0.0, 1.0)) == "▂" * 10
-    assert sparkline([0.5] * 3, 3, 10, (0.5, 0.5)) == "▅" * 3
+    assert sparkline([0.5] * 3, 3, 10, (0.5, 0.5)) == "▄" * 3
 
 
 def test_it_ends_by_itself_when_the_study_is_complete(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ class Chronicle:
         return make
 
 
-def _entry(name: str, kind: str, state: str, address: str, params: Mapping[str, str], tags: Mapping[str, str],
+def _entry(name: str, kind: str, state: str, address: str, params: Mapping[str, Any], tags: Mapping[str, str],
            curve: Curve, result: Mapping[str, Any], ended: float, why: str) -> Entry:
     metrics = {key: float(value) for key, value in result.items()
                if isinstance(value, int | float) and not isinstance(value, bool)}
@@ -145,7 +145,7 @@ def subject_of(folder: StudyFolder) -> Subject:
     return Subject(study.name, folder.path, began, flat(spec), tags)
 
 
-def params_of(study: Study, run: Run) -> dict[str, str]:
+def params_of(study: Study, run: Run) -> dict[str, Any]:
     """All that decides what a run is, under the study's own keys."""
     arm = run.arm.model_dump(mode="json", include={"kind", "teacher", "soft_weight", "temperature"})
     return flat({"arm": arm, "condition": run.condition.difficulty, "seed": run.seed,
@@ -154,14 +154,12 @@ def params_of(study: Study, run: Run) -> dict[str, str]:
                  "data": {"source": study.data.source}, "selection": study.selection})
 
 
-def flat(value: Any, path: str = "") -> dict[str, str]:
+def flat(value: Any, path: str = "") -> dict[str, Any]:
     """Nested keys as `training.learning_rate`; what is not set is left out."""
     if isinstance(value, Mapping):
-        return {key: text for name, each in value.items() for key, text in
+        return {key: leaf for name, each in value.items() for key, leaf in
                 flat(each, f"{path}.{name}" if path else str(name)).items()}
-    if value is None:
-        return {}
-    return {path: value if isinstance(value, str) else json.dumps(value)}
+    return {} if value is None else {path: value}
 
 
 def _of_the_code(folder: StudyFolder) -> dict[str, str]:

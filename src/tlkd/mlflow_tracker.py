@@ -5,6 +5,7 @@ it, so that nothing is logged twice, whichever process goes on.
 """
 
 import getpass
+import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -141,12 +142,13 @@ class MlflowTracker:
         return _Child(run, "RUNNING", "", 0)
 
     def _put(self, run: str, metrics: Iterable[tuple[str, float, float, int]] = (),
-             params: Mapping[str, str] | None = None, tags: Mapping[str, str] | None = None) -> None:
+             params: Mapping[str, Any] | None = None, tags: Mapping[str, str] | None = None) -> None:
         """Log within MLflow's limits: values shortened, in as few requests as they allow; the tags with the last."""
         from mlflow.entities import Metric, Param, RunTag
 
         points = [Metric(name, value, round(1000 * time), step) for name, value, time, step in metrics]
-        values = [Param(name[:LONGEST_KEY], value[:LONGEST_PARAM]) for name, value in (params or {}).items()]
+        values = [Param(name[:LONGEST_KEY], (value if isinstance(value, str) else json.dumps(value))[:LONGEST_PARAM])
+                  for name, value in (params or {}).items()]
         labels = [RunTag(name[:LONGEST_KEY], value[:LONGEST_TAG]) for name, value in (tags or {}).items()]
         most = METRICS_AT_ONCE - 2 * LABELS_AT_ONCE  # a request holds 1000 of all kinds
         while True:

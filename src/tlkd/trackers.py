@@ -21,12 +21,12 @@ MEMORY = "tracking.json"
 
 @dataclass(frozen=True)
 class Subject:
-    """The study itself: the parent of all trainings. `params` never change, `tags` may; times in seconds since 1970."""
+    """The study itself: the parent of all trainings. `params` (flat) never change, `tags` may; seconds since 1970."""
 
     name: str
     folder: Path
     began: float
-    params: Mapping[str, str]
+    params: Mapping[str, Any]
     tags: Mapping[str, str]
 
 
@@ -38,7 +38,7 @@ class Entry:
     kind: str  # run, teacher
     state: str  # running, done, failed
     address: str  # of what it makes, as far as it is known
-    params: Mapping[str, str]
+    params: Mapping[str, Any]
     tags: Mapping[str, str]
     curve: Curve
     metrics: Mapping[str, float]

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.text import Text
 
-BLOCKS = "▁▂▃▄▅▆▇█"
-PLAIN_BLOCKS = "_.-=+*%#"  # where the terminal knows no others
+BLOCKS = "▁▂▃▄▅▆▇"  # a full one would run into the line above
+PLAIN_BLOCKS = "_.-=+*#"  # where the terminal knows no others
 MOST_FAILURES = 3
 STALE = 60.0  # seconds without a change after which a frame says so
 GAP = 2  # columns between cells
