@@ -137,10 +137,10 @@ def progress(outlines: Outlines) -> str:
     """How far a person has come, in words."""
     counts = outlines.counts()
     none, skipped = counts["no_foreground"], counts["skipped"]
-    parts = [f"{counts['outlined'] + none} of {wording.count(len(outlines), 'image')} done"]
-    parts += [f"{none} of them without foreground"] if none else []
-    parts += [f"{skipped} skipped"] if skipped else []
-    return ", ".join([*parts, f"{counts['open']} left"])
+    parts = [f"{counts['outlined'] + none:,} of {wording.count(len(outlines), 'image')} done"]
+    parts += [f"{none:,} of them without foreground"] if none else []
+    parts += [f"{skipped:,} skipped"] if skipped else []
+    return ", ".join([*parts, f"{counts['open']:,} left"])
 
 
 def command(chosen: Chosen, out: Path, study: Path | None) -> str:

@@ -5,6 +5,7 @@ import { Drawing } from "./drawing.js";
 import { Overview, WORDS, isDone } from "./overview.js";
 
 const $ = (id) => document.getElementById(id);
+const grouped = (number) => number.toLocaleString("en");
 const plural = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
 
 const desk = new Desk();
@@ -30,6 +31,7 @@ async function go(index) {
   drawing.cancel();
   current = index;
   entry = null;
+  say("");
   arriving = arrive(index);
   return arriving;
 }
@@ -229,12 +231,12 @@ function refresh() {
   overview.refresh();
   const done = images.filter(isDone).length, left = images.filter((each) => each.state === "open").length;
   const skipped = images.length - done - left;
-  $("progress").textContent = `${done} done, ${left} left${skipped ? `, ${skipped} skipped` : ""}`;
+  $("progress").textContent = `${grouped(done)} done, ${grouped(left)} left${skipped ? `, ${grouped(skipped)} skipped` : ""}`;
   $("bar").max = images.length;
   $("bar").value = done;
   $("label").textContent = image.label;
   $("name").textContent = $("name").title = image.name;
-  $("position").textContent = `${current + 1} of ${images.length}`;
+  $("position").textContent = `${grouped(current + 1)} of ${grouped(images.length)}`;
   const members = overview.groups.get(image.label);
   $("position").title = `${members.indexOf(current) + 1} of ${members.length} in its class`;
   $("state").textContent = WORDS[image.state];
@@ -414,6 +416,7 @@ try {
     typed.length = 0; // the mouse goes elsewhere
     go(index);
   });
+  $("main").inert = false; // nothing can be done before
   const wanted = Number(location.hash.slice(1)) - 1;
   await go(Number.isInteger(wanted) && desk.images[wanted] ? wanted : Math.max(0, next(-1)));
   showTrouble();

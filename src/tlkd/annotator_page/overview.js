@@ -71,7 +71,7 @@ export class Overview {
       const row = this.rows.get(label);
       const done = members.filter((index) => isDone(this.images[index])).length;
       const left = members.filter((index) => this.images[index].state === "open").length;
-      row.count.textContent = `${done} / ${members.length}`;
+      row.count.textContent = `${done.toLocaleString("en")} / ${members.length.toLocaleString("en")}`;
       row.bar.value = done;
       row.head.setAttribute("aria-label", `${label}: ${done} of ${members.length} done, ${left} left`);
       row.item.classList.toggle("whole", left === 0);
