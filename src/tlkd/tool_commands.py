@@ -12,7 +12,7 @@ from tlkd.console import Device, app, device_of
 @app.command()
 def annotate(
     source: Annotated[str | None, typer.Argument(
-        metavar="[SOURCE]", show_default=False, help="Where the images are, as data.source in a study: folder:PATH, "
+        metavar="SOURCE", show_default=False, help="Where the images are, as data.source in a study: folder:PATH, "
         "cifar10, shapes, mnist5k, torchvision:NAME, or the path of a folder or an archive. With --study it may be "
         "left out.")] = None,
     out: Annotated[Path, typer.Option(metavar="FILE", help="The COCO file that outlines are written to after every "
