@@ -55,9 +55,10 @@ def annotate(choice: Choice, options: Options) -> None:
         for line in (*outlines.notes, f"{options.out}: {progress(outlines)}", f"open {address}",
                      "Ctrl-C ends; everything is saved as you draw"):
             print(line, flush=True)
-        if options.browser and _has_screen():
-            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
-        _serve(make_app(desk, token, port), listener)
+        with suppress(KeyboardInterrupt):  # uvicorn ends in good order first, and then raises what it was told
+            if options.browser and _has_screen():
+                threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+            _serve(make_app(desk, token, port), listener)
         print(f"\n{options.out}: {progress(outlines)}\nuse it:  {use}", flush=True)
 
 
@@ -200,8 +201,7 @@ def _serve(app: gatekeeper.App, listener: socket.socket) -> None:
     server = uvicorn.Server(uvicorn.Config(
         app, log_level="error", access_log=False, lifespan="off", ws="none", proxy_headers=False, server_header=False,
         timeout_graceful_shutdown=2))
-    with suppress(KeyboardInterrupt):  # uvicorn ends in good order first, and then raises what it was told
-        server.run(sockets=[listener])
+    server.run(sockets=[listener])
 
 
 def _has_screen() -> bool:
