@@ -14,9 +14,9 @@ from test_underway import checkpoint
 from tlkd import report, store
 from tlkd.chronicle import Chronicle, subject_of
 from tlkd.folder import StudyFolder
-from tlkd.mlflow_tracker import DEFAULTS, SETTINGS, MlflowTracker, artifacts_beside, masked
+from tlkd.mlflow_tracker import DEFAULTS, SETTINGS, MlflowTracker, artifacts_beside
 from tlkd.study import collect
-from tlkd.trackers import Entry
+from tlkd.trackers import Entry, masked
 from tlkd.underway import Curve
 
 pytest.importorskip("mlflow")

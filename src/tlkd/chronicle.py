@@ -26,7 +26,7 @@ from tlkd.mlflow_tracker import MlflowTracker
 from tlkd.outlook import Outlook, Watcher
 from tlkd.series import base_conditions
 from tlkd.specs import Study
-from tlkd.trackers import Ending, Entry, Subject, Tracker, lock
+from tlkd.trackers import Ending, Entry, Subject, Tracker, lock, masked
 from tlkd.underway import Curve, mapping
 from tlkd.wandb_tracker import WandbTracker
 
@@ -236,7 +236,7 @@ def one_line(error: BaseException) -> str:
         if type(cause).__name__ in NO_ANSWER:
             return "its server does not answer"
         cause = cause.__cause__ or cause.__context__
-    text = (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
+    text = (masked(" ".join(str(error).split())) or type(error).__name__).rstrip(".")
     return text if len(text) <= 160 else f"{text[:157]}..."
 
 

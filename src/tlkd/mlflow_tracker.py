@@ -11,9 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from tlkd.trackers import Ending, Entry, Memory, Subject
+from tlkd.trackers import Ending, Entry, Memory, Subject, masked
 from tlkd.underway import Curve
 
 SETTINGS = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
@@ -176,7 +175,7 @@ class MlflowTracker:
                     self._client.log_artifacts(self._parent, str(folder / name), name)
             self._memory.write(ending=ending.fingerprint)
         self._client.set_terminated(self._parent, STATES[ending.state], round(1000 * ending.ended))
-        if urlsplit(self.uri).scheme in ("http", "https"):
+        if self.uri.startswith("http"):
             return [f"mlflow:  {masked(self.uri).rstrip('/')}/#/experiments/{self._experiment}/runs/{self._parent}"]
         return [f"mlflow:  mlflow ui --backend-store-uri {masked(self.uri)}"]
 
@@ -206,9 +205,3 @@ def artifacts_beside(uri: str) -> str | None:
         return None
     path = Path(uri.removeprefix("sqlite:///")).absolute()
     return (path.parent / f"{path.stem}-artifacts").as_uri()
-
-
-def masked(uri: str) -> str:
-    """An address without its password."""
-    parts = urlsplit(uri)
-    return uri.replace(f":{parts.password}@", ":***@") if parts.password else uri

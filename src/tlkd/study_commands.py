@@ -69,32 +69,39 @@ def run(
     chosen = device_of(device)  # torch is imported from here on, and not for a mistake in the study's file
     from tlkd import report
     from tlkd.study import run_study
+    from tlkd.trackers import masked
 
     ways = engines.choose(engine, spec, folder, chosen, jobs, gpus_per_job)
     if crew.size() > 1:
         chosen = crew.join(chosen)
     followers = tracking.choose(trackers, folder)
+    command = masked(shlex.join(["tlkd", *sys.argv[1:]]))
     with tracking.following(followers):
         try:
-            failures = run_study(spec, folder, chosen, shlex.join(["tlkd", *sys.argv[1:]]), ways.executor, retry_failed,
-                                 ways.threads, lambda: tracking.start(followers))
+            failures = run_study(spec, folder, chosen, command, ways.executor, retry_failed, ways.threads,
+                                 lambda: tracking.start(followers))
         finally:
             crew.dismiss()
         page = report.write(folder)
     print((folder / "summary.txt").read_text() + f"results: {folder / 'results.csv'}\nreport:  {page}")
     for line in [line for follower in followers for line in follower.lines]:
         print(line)
+    if failures:
+        _tell(failures, folder)
+        raise typer.Exit(1)
+
+
+def _tell(failures: dict[str, str], folder: Path) -> None:
+    """Say on stderr what failed, and how it is tried again."""
+    from tlkd.folder import KILLED
+
     for name, reason in failures.items():
         print(f"tlkd: {name} failed: {reason}", file=sys.stderr)
-    if failures:
-        from tlkd.folder import KILLED
-
-        killed = sum(reason.startswith(KILLED) for reason in failures.values())
-        again = ("the same command tries them again" if killed == len(failures)
-                 else "the same command with --retry-failed tries them again" if not killed
-                 else f"the same command tries the {killed} again that were killed, with --retry-failed all")
-        print(f"tlkd: {len(failures)} failed (logs: {folder / 'logs'}); {again}", file=sys.stderr)
-        raise typer.Exit(1)
+    killed = sum(reason.startswith(KILLED) for reason in failures.values())
+    again = ("the same command tries them again" if killed == len(failures)
+             else "the same command with --retry-failed tries them again" if not killed
+             else f"the same command tries the {killed} again that were killed, with --retry-failed all")
+    print(f"tlkd: {len(failures)} failed (logs: {folder / 'logs'}); {again}", file=sys.stderr)
 
 
 def _trackers(track: list[str] | None) -> tuple[tuple[str, str], ...]:

@@ -5,6 +5,7 @@ may come late, fail in between, or go on in another process.
 """
 
 import json
+import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -112,3 +113,8 @@ class Memory:
             return dict(json.loads(self._path.read_text()).items())
         except (OSError, ValueError, AttributeError):
             return {}
+
+
+def masked(text: str) -> str:
+    """A text without the passwords of the addresses in it."""
+    return re.sub(r"(://[^/@:\s]*):[^@/\s]*@", r"\1:***@", text)
