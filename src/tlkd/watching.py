@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 BLOCKS = "▁▂▃▄▅▆▇"  # a full one would run into the line above
 PLAIN_BLOCKS = "_.-=+*#"  # where the terminal knows no others
+ASCII = str.maketrans({"−": "-", "–": "-", "±": "~", "…": "~"})
 MOST_FAILURES = 3
 STALE = 60.0  # seconds without a change after which a frame says so
 GAP = 2  # columns between cells
@@ -65,6 +66,8 @@ def frame(outlook: Outlook, console: "Console", height: int | None) -> "Renderab
     lines = [*head, *_groups(outlook, width, plain, room), *training, *foot]
     lines = lines if height is None else lines[:height - 1]
     for line in lines:
+        if plain:  # names too: a terminal without other signs is not to end it
+            line.plain = line.plain.translate(ASCII).encode("ascii", "replace").decode()
         line.truncate(width, overflow="ellipsis" if not plain else "crop")
     return Text("\n", no_wrap=True).join([*lines, Text()])
 

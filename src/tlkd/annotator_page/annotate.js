@@ -337,9 +337,12 @@ desk.addEventListener("merged", ({ detail }) => {
   if (detail.index === current && entry) replaced(detail.entry, "Another tab changed this image too: both tabs' outlines are here now.");
 });
 desk.addEventListener("changed", async ({ detail: index }) => {
-  if (index !== current || !entry || drawing.drafting() || drawing.dirty) return;
-  const found = await desk.entry(index);
-  if (index === current && entry && !desk.wanted.has(index)) replaced(found, "Another tab has changed this image.");
+  const busy = () => index !== current || !entry || drawing.drafting() || drawing.dirty || desk.wanted.has(index);
+  if (busy()) return; // what is made now is merged when it is saved
+  const found = await desk.look(index);
+  if (busy()) return;
+  desk.entries.set(index, found);
+  replaced(found, "Another tab has changed this image.");
 });
 
 // Buttons and keys

@@ -63,9 +63,14 @@ export class Desk extends EventTarget {
   }
 
   async entry(index) {
-    const found = await ask(`api/images/${index}`);
-    this.entries.set(index, found);
+    const found = await this.look(index);
+    if (!this.wanted.has(index)) this.entries.set(index, found); // otherwise what is wanted was made from an earlier one
     return { ...found, ...(this.wanted.get(index) || {}) };
+  }
+
+  /** An image as the server has it, not taken over: changes are still made to the one that was. */
+  look(index) {
+    return ask(`api/images/${index}`);
   }
 
   suggest(index, box) {

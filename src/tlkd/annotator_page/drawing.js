@@ -80,6 +80,12 @@ class PolygonTool {
     return true;
   }
 
+  begin(event) {
+    if (this.points.length) return;
+    this.points = [this.cursor = this.at(event)];
+    this.draw();
+  }
+
   back() {
     this.points.pop();
     this.draw();
@@ -123,6 +129,7 @@ export class Drawing {
     new ResizeObserver(() => this.resize()).observe(stage);
     stage.addEventListener("wheel", (event) => this.wheel(event), { passive: false });
     this.pan();
+    this.goOn();
     addEventListener("pointerup", () => this.flush());
   }
 
@@ -279,6 +286,22 @@ export class Drawing {
     this.annotator.setDrawingTool(tool === "box" ? "rectangle" : "tlkd");
     this.annotator.setDrawingEnabled(tool !== "select");
     this.stage.dataset.tool = tool;
+  }
+
+  /** A click beside a marked outline only unmarks it, for Annotorious; while drawing it is the next one's first point. */
+  goOn() {
+    let from = null;
+    this.stage.addEventListener("pointerdown", (event) => {
+      const beside = event.button === 0 && this.svg?.contains(event.target) && !event.target.closest(".a9s-annotation");
+      const drawing = this.tool === "draw" && this.selected().length && !this.proposing.size;
+      from = beside && drawing ? [event.clientX, event.clientY] : null;
+    }, true);
+    this.stage.addEventListener("pointerup", (event) => {
+      if (!from || apart(from, [event.clientX, event.clientY]) > SAME) return;
+      const { left, top } = this.svg.getBoundingClientRect();
+      const place = { offsetX: event.clientX - left, offsetY: event.clientY - top };
+      setTimeout(() => { if (!this.selected().length) active?.begin(place); }); // once the tool is there again
+    }, true);
   }
 
   drafting() { return Boolean(active?.points.length); }
