@@ -204,8 +204,14 @@ def test_another_address_in_the_same_place_is_replaced(tmp_path, capsys):
     store.publish(final, "one", {}, Builder("old"))
     assert store.find(final, "one") is not None and store.find(final, "two") is None
     store.publish(final, "two", {}, Builder("new"))
-    assert (final / "deep" / "a.txt").read_text() == "new" and "made again" in capsys.readouterr().err
+    assert (final / "deep" / "a.txt").read_text() == "new"
+    assert capsys.readouterr().err == f"{final}: was made from something else; it is made again\n"
     assert [path.name for path in final.parent.iterdir() if path.name != ".locks"] == ["tl-0"]
+    store.publish(final, "three", {}, Builder("newer"), renewed=True)
+    assert (final / "deep" / "a.txt").read_text() == "newer" and capsys.readouterr().err == ""
+    flip_a_byte(final)
+    store.publish(final, "four", {}, Builder("newest"), renewed=True)
+    assert capsys.readouterr().err == f"{final}: its checksums do not match; it is made again\n"
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), BadInput("no"), KeyboardInterrupt("no")])

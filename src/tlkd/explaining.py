@@ -333,7 +333,7 @@ def _publish(workshop: Workshop, folder: StudyFolder, subject: Subject, sitter: 
     where = _where(workshop, subject, sitter)
     made_from = {"kind": "explanation", "version": VERSION, "spec": _affecting(workshop, subject, sitter),
                  "inputs": _inputs(workshop, subject, sitter)}
-    store.publish(explained.place(folder, sitter.who), where, made_from, make)
+    store.publish(explained.place(folder, sitter.who), where, made_from, make, renewed=True)
 
 
 def _predicted(path: Path, ids: NDArray[np.str_]) -> Ints:

@@ -95,9 +95,11 @@ def get(folder: Path, kind: str, version: int, spec: Any, inputs: Mapping[str, s
 
 
 def publish(final: Path, where: str, made_from: Mapping[str, Any],
-            build: Callable[[Path], Mapping[str, Any] | None]) -> Artifact:
+            build: Callable[[Path], Mapping[str, Any] | None], renewed: bool = False) -> Artifact:
     """Publish at `final`, under the address `where`, unless it is there already and whole.
 
+    What lies there and is damaged or has another address is made again, and that is said; with `renewed`, another
+    address is no news.
     Correctness rests on the rename alone: the lock only keeps two processes from doing the same work twice.
     """
     if find(final, where) is not None:
@@ -110,8 +112,9 @@ def publish(final: Path, where: str, made_from: Mapping[str, Any],
             _sweep(final)
             if find(final, where) is not None:  # made while we waited
                 return Artifact(final, where)
-            if final.exists():
-                say(f"{final}: its checksums do not match or it was made from something else; it is made again")
+            if final.exists() and not (renewed and _is_sound(final)):
+                why = "was made from something else" if _is_sound(final) else "its checksums do not match"
+                say(f"{final}: {why}; it is made again")
             temporary = _temporary(final)
             try:
                 temporary.mkdir()
@@ -171,6 +174,13 @@ def find(final: Path, where: str) -> Artifact | None:
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # no manifest, or not one that we wrote
         return None
     return Artifact(final, where) if whole else None
+
+
+def _is_sound(final: Path) -> bool:
+    try:
+        return not damaged(final)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
 
 
 def damaged(folder: Path) -> list[str]:
