@@ -313,7 +313,7 @@ def test_a_file_that_another_works_on_is_said(start: Callable[..., None], tmp_pa
 def test_places_that_cannot_be_written(start: Callable[..., None], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     refused(lambda: start(tmp_path), "--out", "is a folder")
-    refused(lambda: start(Path("")), "--out", "is a folder")
+    refused(lambda: start(Path()), "--out", "is a folder")
     refused(lambda: start(tmp_path / "file" / "masks.json"), "cannot be written", "choose another --out")
     refused(lambda: start(tmp_path / f"{'n' * 300}.json"), "cannot be written", "File name too long")
     if Path("/proc").is_dir():

@@ -155,11 +155,11 @@ def command(chosen: Chosen, out: Path, study: Path | None) -> str:
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
     """Hold a file against other annotators, and see that it can be written. Raises `BadInput`."""
-    if out.is_dir():  # also the folder that an empty name means
-        raise BadInput(f"--out: {out}: is a folder; name a file, masks.coco.json for example")
-    path = out.with_name(f".{out.name}.lock")
+    path = out.parent / f".{out.name}.lock"  # an empty name means a folder
     lock = FileLock(path, timeout=0)
     try:
+        if out.is_dir():
+            raise BadInput(f"--out: {out}: is a folder; name a file, masks.coco.json for example")
         out.parent.mkdir(parents=True, exist_ok=True)
         path.touch()  # FileLock would take a folder that cannot be written for a lock that is held
         if out.exists():
