@@ -160,6 +160,9 @@ def test_a_file_changed_outside_is_not_overwritten(opened: Callable[..., Outline
     merged = opened(beside)  # and can be brought back, for images that the file says nothing of
     assert merged.entry(1).polygons == (OTHER, THIRD)
     assert merged.entry(0).polygons[0][1] == (19.0, 4.0)
+    said = [note for note in merged.notes if note.startswith(f"--open {beside}: 1 image left as {path} has them")]
+    assert len(said) == 1  # and not without a word for the others
+    assert merged.name(0) in said[0]
 
 
 def test_a_second_conflict_has_a_file_of_its_own(opened: Callable[..., Outlines], tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import hashlib
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -193,13 +194,19 @@ class Outlines:
     def _bring(self, path: Path) -> bool:
         """Take from another file what it says of images that ours says nothing of; whether there was any."""
         notes, brought = masks.Notes(), False
+        left: list[int] = []
         try:
             annotated = [each for each in masks.read(path) if each.regions]
             if not annotated:
                 raise BadAnnotation("no image in it is annotated")
             known = _matched(annotated, self.samples, notes)
             for index, number in enumerate(self.numbers):
-                if int(number) in known and index not in self._keys:
+                if int(number) in known and index in self._keys:
+                    with suppress(BadAnnotation):  # it is not taken, so it need not be usable
+                        entry = self._entry_of(index, known[int(number)], None, masks.Notes())
+                        if entry.polygons != self._entries[index].polygons:
+                            left.append(index)
+                elif int(number) in known:
                     entry = self._entry_of(index, known[int(number)], None, notes)
                     size = self.size(index)
                     self._file, self._keys[index] = self._file.having(None, self.name(index), size, self.label(index),
@@ -208,8 +215,16 @@ class Outlines:
                     brought = True
         except (BadAnnotation, images.BadImage) as bad:
             raise BadInput(f"--open: {path}: {bad}") from None
+        self._tell_left(path, left)
         self.notes += notes.lines()
         return brought
+
+    def _tell_left(self, path: Path, left: Sequence[int]) -> None:
+        """Say which images another file has other outlines of: what could not be saved may be among them."""
+        if left:
+            self.notes.append(
+                f"--open {path}: {wording.count(len(left), 'image')} left as {self.path} has them, "
+                f"{self.name(left[0])}, for example; to take the others: a new --out, with --open {path} --open {self.path}")
 
     def _entry_of(self, index: int, annotated: Annotated, state: coco.State | None, notes: masks.Notes) -> Entry:
         """What a file says of an image, in the pixels of its upright original."""
