@@ -224,7 +224,8 @@ class Outlines:
         if left:
             self.notes.append(
                 f"--open {path}: {wording.count(len(left), 'image')} left as {self.path} has them, "
-                f"{self.name(left[0])}, for example; to take the others: a new --out, with --open {path} --open {self.path}")
+                f"{self.name(left[0])}, for example; to take the others: a new --out, with --open {path} --open "
+                f"{self.path}")
 
     def _entry_of(self, index: int, annotated: Annotated, state: coco.State | None, notes: masks.Notes) -> Entry:
         """What a file says of an image, in the pixels of its upright original."""
