@@ -14,7 +14,7 @@ from test_underway import checkpoint
 from tlkd import report, store
 from tlkd.chronicle import Chronicle, subject_of
 from tlkd.folder import StudyFolder
-from tlkd.mlflow_tracker import DEFAULTS, SETTINGS, MlflowTracker, artifacts_beside
+from tlkd.mlflow_tracker import DEFAULTS, SETTINGS, MlflowTracker, artifacts_beside, check_file
 from tlkd.study import collect
 from tlkd.trackers import Entry, masked
 from tlkd.underway import Curve
@@ -212,6 +212,17 @@ def test_where_artifacts_lie_and_passwords_do_not() -> None:
     assert artifacts_beside("http://127.0.0.1:5000") is None
     assert masked("http://me:secret@host:1/a") == "http://me:***@host:1/a"
     assert masked("sqlite:///a.db") == "sqlite:///a.db"
+
+
+def test_a_file_that_cannot_be_written_is_known_at_once(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").mkdir()
+    (tmp_path / "other.db").write_text("this is no database, and long enough to be seen as none" * 20)
+    for name, why in (("mlflow.db", "unable to open"), ("other.db", "file is not a database"),
+                      ("no/x.db", "unable to open")):
+        with pytest.raises(RuntimeError, match=rf"{name}: cannot be written \({why}"):
+            check_file(f"sqlite:///{tmp_path / name}")
+    check_file(f"sqlite:///{tmp_path / 'new.db'}")
+    check_file("http://127.0.0.1:1")
 
 
 def test_the_folder_may_be_moved(study: StudyFolder, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import sys
 import traceback
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -16,6 +17,9 @@ COMMANDS = (study_commands, tool_commands)  # importing them registers their com
 
 def main() -> None:
     """Run the command line: exit code 0 all well, 1 something failed, 2 bad input (one line on stderr)."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # whoever calls this may have put something else in its place
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # few letters are no reason to fail
     try:
         code = app(prog_name="tlkd", standalone_mode=False)
     except BadInput as error:

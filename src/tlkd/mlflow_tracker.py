@@ -6,6 +6,7 @@ it, so that nothing is logged twice, whichever process goes on.
 
 import getpass
 import json
+import sqlite3
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,6 +41,22 @@ class _Child:
     epochs: int
 
 
+def check_file(uri: str) -> None:
+    """Raise RuntimeError where an SQLite file cannot be written to: MLflow itself would try for minutes."""
+    if not uri.startswith("sqlite:///"):
+        return
+    path = uri.removeprefix("sqlite:///").partition("?")[0]
+    try:
+        connection = sqlite3.connect(path, isolation_level=None)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise RuntimeError(f"{path}: cannot be written ({error})") from None
+
+
 class MlflowTracker:
     """Logs to the MLflow at `uri`: a server's address, or a database's (artifacts beside an SQLite file)."""
 
@@ -52,6 +69,7 @@ class MlflowTracker:
 
     def open(self, subject: Subject) -> None:
         """Find the study's parent run, or make it, and all of its children."""
+        check_file(self.uri)
         from mlflow import MlflowClient
 
         self._client = MlflowClient(tracking_uri=self.uri)

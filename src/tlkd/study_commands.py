@@ -83,7 +83,8 @@ def run(
         finally:
             crew.dismiss()
         page = report.write(folder)
-    print((folder / "summary.txt").read_text() + f"results: {folder / 'results.csv'}\nreport:  {page}")
+    summary = (folder / "summary.txt").read_text(encoding="utf-8")
+    print(f"{summary}results: {folder / 'results.csv'}\nreport:  {page}")
     for line in [line for follower in followers for line in follower.lines]:
         print(line)
     if failures:
@@ -328,7 +329,8 @@ def compare(
     from tlkd import comparison_report
 
     page = comparison_report.write(folders, out, labels or ())
-    print((out / "summary.txt").read_text() + f"numbers: {out / 'comparison.csv'}\nreport:  {page}")
+    summary = (out / "summary.txt").read_text(encoding="utf-8")
+    print(f"{summary}numbers: {out / 'comparison.csv'}\nreport:  {page}")
 
 
 @app.command()
