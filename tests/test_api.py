@@ -84,6 +84,7 @@ def test_a_study_comes_out_of_a_name_a_file_a_mapping_or_a_study(tmp_path: Path)
     (SMALL, {"seeds": 3}, "study: seeds: found 3; expected a list"),
     (SMALL, {"arms.tl.kind.x": 3}, "changes: arms.tl.kind.x: arms.tl.kind is 'tl', which has no key 'x'"),
     (SMALL, {".": 3}, "changes: .: expected KEY.PATH"),
+    (SMALL, "seeds=[0]", "changes: found a str; allowed: a mapping"),
 ])
 def test_what_does_not_fit_is_said_in_one_line(study: object, changes: dict[str, object], said: str) -> None:
     with pytest.raises(tlkd.BadInput) as caught:

@@ -156,7 +156,8 @@ def test_a_report_goes_over_nothing_but_an_earlier_one(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     for out, said in ((paths[0], "holds a study"), (tmp_path / "mine", "holds no comparison"),
-                      (tmp_path / "mine" / "notes.txt", "is a file")):
+                      (tmp_path / "mine" / "notes.txt", "is a file"),
+                      (tmp_path / "mine" / "notes.txt" / "out", "cannot be written")):
         with pytest.raises(BadInput, match=said):
             comparison_report.write(paths, out)
     assert not (paths[0] / "comparison.csv").exists()

@@ -345,10 +345,13 @@ def test_test_images_come_from_the_cache_or_the_source_or_the_person(
         with pytest.raises(BadInput, match=r"cannot be had \(data\.source: .*give others: --images PATH"):
             exporting._shown(study, ready, ())
         given = exporting._shown(study, ready, [root / "gone" / "test"])
-        assert given.said == "18 images that were given with --images"
+        assert given.said == "18 images given with --images"
         assert given.squares.shape == (18, 40, 40, 3)
         with pytest.raises(BadInput, match="--images: there is no nowhere"):
             exporting._shown(study, ready, [Path("nowhere")])
+        (tmp_path / "text.png").write_text("no image")
+        with pytest.raises(BadInput, match=r"--images: .*text\.png: not an image"):
+            exporting._shown(study, ready, [tmp_path / "text.png"])
     finally:
         (root / "gone").rename(source)
 

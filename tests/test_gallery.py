@@ -540,7 +540,7 @@ MISTAKES: dict[str, tuple[str, dict[str, Any], str]] = {  # RUN, TMP and PHOTO s
     "out, full": (TINY, {"out": Path("TMP/full")}, "is not empty and was not made by `tlkd explain`"),
     "out, a record": (TINY, {"out": Path("TMP/alien")}, "is not empty and was not made by `tlkd explain`"),
     "out, a file": (TINY, {"out": Path("PHOTO")}, "is a file; choose another --out"),
-    "out, below a file": (TINY, {"out": Path("PHOTO/x")}, "choose another --out"),
+    "out, below a file": (TINY, {"out": Path("PHOTO/x")}, "x cannot be written"),
 }
 
 
@@ -602,6 +602,13 @@ def test_a_damaged_run_is_one_line(ran: Path, tmp_path: Path) -> None:
         (other / "runs" / "tl-clean-4" / name).write_bytes(content)
         with pytest.raises(BadInput, match=rf"{re.escape(name)}: cannot be read"):
             run_network(other)
+    other = tmp_path / "turned"
+    shutil.copytree(ran, other)
+    weights = other / "runs" / "tl-clean-4" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # one bit, which any parser takes
+    with pytest.raises(BadInput, match=r"model\.safetensors: is damaged"):
+        run_network(other)
 
 
 def test_too_much_at_once_is_refused(photo: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

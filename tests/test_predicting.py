@@ -134,6 +134,8 @@ BAD = {
     "study": (["$STUDY", "$IMAGE"], "is a whole study; name one of its finished runs"),
     "attributions elsewhere": (["$EXPORT", "$IMAGE", "--attributions", "$STUDY"],
                                "--attributions: $STUDY: is not empty and was not made by `tlkd explain`"),
+    "attributions where nothing can be": (["$EXPORT", "$IMAGE", "--attributions", "/dev/null/x"],
+                                          "--attributions: /dev/null/x cannot be written"),
 }
 
 
@@ -167,6 +169,9 @@ def test_an_export_of_others_is_refused_in_a_line(root: Path, tmp_path: Path) ->
 
     change(preprocessing={**config["preprocessing"], "decoded_side": 33})
     with pytest.raises(BadInput, match=r"which is not what config\.json says"):
+        predict(str(folder / "model.onnx"), [image], Options())
+    change(label_names=config["label_names"][:-1])
+    with pytest.raises(BadInput, match=r"gives .* which is not what config\.json says"):
         predict(str(folder / "model.onnx"), [image], Options())
     change(architecture="resnet_of_mine")
     with pytest.raises(BadInput, match="names no network that can be built"):

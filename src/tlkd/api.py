@@ -33,6 +33,8 @@ def load_study(study: Loadable, changes: Mapping[str, Any] | None = None) -> Stu
         raw, origin = _plain(copy.deepcopy(dict(study)), "study"), "study"
     else:
         raw, origin = reading.raw_study(str(study)), str(study)
+    if changes is not None and not isinstance(changes, Mapping):
+        raise BadInput(f"changes: found a {type(changes).__name__}; allowed: a mapping, as {{'training.epochs': 5}}")
     for path, value in (changes or {}).items():
         reading.put(raw, str(path), _plain(value, f"changes: {path}"), f"changes: {path}")
     return reading.validate(raw, origin)

@@ -27,6 +27,7 @@ from tlkd import (
     store,
     subjects,
     weights,
+    wording,
 )
 from tlkd.cards import Facts, Weighed
 from tlkd.errors import BadInput, RunFailed
@@ -134,12 +135,11 @@ def _shown(folder: StudyFolder, ready: Preparation, images: Sequence[Path]) -> S
     if images:
         try:
             paths = standalone.gather(images)[:MOST]
-            squares = [standalone.square(path, ready) for path in progress.track(paths, "decode images", len(paths))]
         except standalone.Refused as error:
             raise BadInput(f"--images: {error}") from None
-        except BadImage as bad:
-            raise BadInput(f"--images: {bad}; mend it, or leave it out") from None
-        return Shown(np.stack(squares), (), f"{len(squares):,} images that were given with --images")
+        squares = [_square(path, ready) for path in progress.track(paths, "decode images", len(paths))]
+        given = wording.count(len(squares), "image")
+        return Shown(np.stack(squares), (), f"{given} given with --images")
     study = folder.study
     try:
         dataset = datasets.open_again(study.data, max_input_size(study), store.cache_folder(), folder.card()["content"])
@@ -150,6 +150,13 @@ def _shown(folder: StudyFolder, ready: Preparation, images: Sequence[Path]) -> S
     rows = test[np.unique(np.linspace(0, len(test) - 1, min(MOST, len(test))).round().astype(np.int64))]
     return Shown(np.ascontiguousarray(dataset.images[rows]), tuple(dataset.ids[row] for row in rows),
                  f"{len(rows):,} of the study's {len(test):,} test images")
+
+
+def _square(path: Path, ready: Preparation) -> Pixels:
+    try:
+        return standalone.square(path, ready)
+    except BadImage as bad:
+        raise BadInput(f"--images: {standalone.text_of(path)}: {bad}; mend it, or leave it out") from None
 
 
 # --- what is written --------------------------------------------------------------------------------------------------

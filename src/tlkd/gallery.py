@@ -122,6 +122,7 @@ def explain(text: str, options: Options, device: torch.device) -> Gallery:
     references, told = background(options, wanted, subject, paths)
     for note in (*subject.notes, told):
         progress.say(note)
+    store.check_writable(out / RECORD if out.is_dir() else out, "--out")  # last of all, since it makes folders
     result = attribute(subject, options, names, inputs(subject, squares, device), inputs(subject, references, device),
                        asked)
     return write(out, old, wanted, options, subject, paths, squares, result, told)

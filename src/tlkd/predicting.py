@@ -79,6 +79,8 @@ def _check(options: Options) -> None:
         if options.out.is_dir():
             raise BadInput(f"--out: {options.out} is a folder; allowed: a file")
         store.check_writable(options.out, "--out")
+    if options.attributions is not None and not options.attributions.is_dir():
+        store.check_writable(options.attributions, "--attributions")
 
 
 def _onnx(model: str, device: str) -> tuple[Preparation, Logits]:

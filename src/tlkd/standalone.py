@@ -131,7 +131,7 @@ def onnx_logits(path: Path | str = ONNX, ready: Preparation | None = None, threa
                 providers: Sequence[str] = ("CPUExecutionProvider",)) -> Logits:
     """What an export's ONNX file makes of squares; `threads` 0 leaves their number to ONNX Runtime.
 
-    Raises `Refused` where it cannot be loaded or, given `ready`, takes other images than these.
+    Raises `Refused` where it cannot be loaded or, given `ready`, takes other images or gives other outputs.
     """
     try:
         import onnxruntime
@@ -148,8 +148,12 @@ def onnx_logits(path: Path | str = ONNX, ready: Preparation | None = None, threa
         said = " ".join(str(error).split())[:200]
         raise Refused(f"{path}: ONNX Runtime cannot load it ({said})") from None
     taken = [(each.name, each.type, list(each.shape[1:])) for each in session.get_inputs()]
-    if ready is not None and taken != [(INPUT, "tensor(uint8)", [ready.decoded_side, ready.decoded_side, 3])]:
-        raise Refused(f"{path}: takes {taken}, which is not what {CONFIG} says; were the two made together?")
+    given = [(each.name, each.type, list(each.shape[1:])) for each in session.get_outputs()]
+    if ready is not None and (taken, given) != (
+            [(INPUT, "tensor(uint8)", [ready.decoded_side, ready.decoded_side, 3])],
+            [(OUTPUT, "tensor(float)", [len(ready.classes)])]):
+        raise Refused(f"{path}: takes {taken} and gives {given}, which is not what {CONFIG} says; were the two made "
+                      "together?")
 
     def logits(squares: Pixels) -> NDArray[Any]:
         found: NDArray[Any] = session.run([OUTPUT], {INPUT: np.ascontiguousarray(squares)})[0]
@@ -272,6 +276,13 @@ def as_json(found: Sequence[Prediction], pictures: Mapping[str, str] | None = No
 FORMATS = {"csv": as_csv, "json": as_json}
 
 
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise Refused(f"--out: {path} cannot be written ({(error.strerror or str(error)).lower()})") from None
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """The script: exit code 0 all well, 1 some image could not be read, 2 bad input."""
     parser = argparse.ArgumentParser(description="Predict the classes of images.")
@@ -294,8 +305,8 @@ def main(words: Sequence[str] | None = None) -> int:
         if asked.out is None:
             print(text, end="")
         else:
-            asked.out.write_text(text, encoding="utf-8")
-    except (Refused, OSError) as error:
+            _write(asked.out, text)
+    except Refused as error:
         print(f"predict: {error}", file=sys.stderr)
         return 2
     for path, reason in problems.items():

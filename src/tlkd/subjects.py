@@ -144,6 +144,9 @@ def _of_run(folder: StudyFolder, run: Run, fit: Fit | None, device: torch.device
         mean, sd, started = _three(spec["input"]["mean"]), _three(spec["input"]["sd"]), spec["inputs"]["backbone"]
     with reading(path / "model.safetensors"):
         state = load_file(path / "model.safetensors")
+        damaged = "model.safetensors" in store.damaged(path)
+    if damaged:  # of the right length, but not what the training wrote
+        raise BadInput(f"{path / 'model.safetensors'}: is damaged; the study's own `tlkd run` makes it anew")
     if models.backbone_hash(network) != started:
         raise BadInput(f"{path}: was trained from other weights of {student.model} than those found here "
                        f"({network.origin}); bring those back")
