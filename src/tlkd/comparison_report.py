@@ -14,11 +14,12 @@ def write(folders: Sequence[Path], out: Path, labels: Sequence[str] = ()) -> Pat
     """Compare studies, write the report into the folder `out`, and return the page's path.
 
     What an earlier comparison left there is replaced. Raises `BadInput` as `compare` does, and for an `out` that holds
-    something else
-    or cannot be written.
+    something else or cannot be written.
     """
     _refuse(out)
     found = compare(folders, labels)
+    if not out.is_dir():
+        store.check_writable(out, "--out")  # after all that may be wrong with the studies, since it makes folders
     drawings = comparison_figures.draw(found)
     with store.guard_disk(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -37,8 +38,6 @@ def _refuse(out: Path) -> None:
     """Refuse to write over anything but an earlier comparison."""
     if out.exists() and not out.is_dir():
         raise BadInput(f"--out {out}: is a file; choose another folder")
-    if not out.is_dir():
-        store.check_writable(out, "--out")
     if (out / "study.yaml").exists():
         raise BadInput(f"--out {out}: holds a study, whose own report would be lost; choose another folder")
     if out.is_dir() and any(out.iterdir()) and not (out / "comparison.csv").is_file():
