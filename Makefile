@@ -23,7 +23,7 @@ quickstart: $(QUICK)
 	$(BIN)/tlkd run quickstart
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -m 'not slow' -n auto --dist worksteal
+	$(BIN)/python -m pytest -q -m 'not slow' -n auto --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow -n auto --dist worksteal

@@ -1,11 +1,14 @@
 """Fixtures that several tests share: threads held to the machine's cores, a cache of its own, small real images."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+
+from tlkd.errors import BadInput
 
 # Set before torch is imported: the machine's cores, shared between pytest's workers.
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -13,6 +16,17 @@ os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // int(os.environ.get(
 os.environ["COLUMNS"] = "120"
 
 SHAPES = ("disc", "frame", "stripes")
+
+
+def refused(call: Callable[[], object], *parts: str) -> str:
+    """The one line with which a call is refused; all `parts` stand in it."""
+    with pytest.raises(BadInput) as caught:
+        call()
+    line = str(caught.value)
+    assert "\n" not in line
+    for part in parts:
+        assert part in line, line
+    return line
 
 
 def draw_shape(kind: str, rng: np.random.Generator, side: int = 40) -> Image.Image:

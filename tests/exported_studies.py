@@ -1,7 +1,8 @@
 """Small studies to export from, of networks of timm and of torchvision, and a way to write ONNX once a network."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,21 @@ CPU = torch.device("cpu")
 CLASSES = ("*bold* | [disc](x)", "<b>frame_1", "stripes `code`")  # in the order of their names
 STUDENTS = {"timm": {"model": "timm:test_resnet", "weights": "none", "input_size": 48, "trainable": "head"},
             "torchvision": {"model": "torchvision:resnet18", "weights": "none", "input_size": 32, "trainable": "all"}}
+
+
+@contextmanager
+def settled(root: Path) -> Iterator[Path]:
+    """A folder with images, a cache of its own and hastened exports, while it lasts; gives the images."""
+    (root / "onnx").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        settle(patch, root)
+        yield draw_images(root / "images")
+
+
+def settle(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    """Use the cache and the translated networks of this folder."""
+    monkeypatch.setenv("TLKD_CACHE", str(root / "cache"))
+    hasten(monkeypatch, root / "onnx")
 
 
 def draw_images(root: Path, train: int = 8, test: int = 6) -> Path:

@@ -18,11 +18,11 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 import tlkd
+from conftest import refused
 from tlkd import annotator, gatekeeper, sources
 from tlkd.annotator import Options, annotate, make_app
 from tlkd.chosen import Choice
 from tlkd.desk import Desk, Place
-from tlkd.errors import BadInput
 from tlkd.outlines import Outlines
 
 TOKEN, PORT = "tok-EN_1", 8123
@@ -262,14 +262,6 @@ def test_fifty_saves_at_once(page: TestClient, desk: Desk) -> None:
 
 
 # How it is started
-
-
-def refused(call: Callable[[], object], *parts: str) -> None:
-    with pytest.raises(BadInput) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    for part in parts:
-        assert part in str(caught.value), str(caught.value)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import json
 import shutil
 import struct
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from conftest import refused
 from tlkd import datasets, images, sources, store
 from tlkd.datasets import Dataset, channel_statistics, choose, open_dataset
-from tlkd.errors import BadInput
 from tlkd.specs import Data
 
 
@@ -39,16 +38,6 @@ def data(root: Path | str, **more: Any) -> Data:
 
 def names(found: Dataset, split: str) -> set[str]:
     return {found.ids[row] for row in found.splits[split]}
-
-
-def refused(call: Callable[[], object], *parts: str) -> str:
-    with pytest.raises(BadInput) as caught:
-        call()
-    line = str(caught.value)
-    assert "\n" not in line
-    for part in parts:
-        assert part in line, line
-    return line
 
 
 def nothing_left(cache: Path) -> bool:

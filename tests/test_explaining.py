@@ -138,6 +138,7 @@ def test_a_finished_explanation_is_not_repeated_and_a_missing_one_comes_back_the
     np.testing.assert_allclose(explained.load(StudyFolder(out), "tl-clean-1").values, values, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_another_explanation_replaces_explanations_and_no_run(ran: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(ran / "out", out)

@@ -34,13 +34,9 @@ PRINTED = re.compile(r"(.*) ([\d.e-]+)")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The studies of both libraries, a cache, and an export of each."""
     root = tmp_path_factory.mktemp("exporting")
-    (root / "onnx").mkdir()
-    exported_studies.draw_images(root / "images")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TLKD_CACHE", str(root / "cache"))
-        exported_studies.hasten(patch, root / "onnx")
+    with exported_studies.settled(root) as images:
         for library in LIBRARIES:
-            exported_studies.run(library, root / "images", root / library)
+            exported_studies.run(library, images, root / library)
             exporting.export(str(root / library / "runs" / "kd-clean-1"), root / f"{library}-export",
                              timed=library == "timm")
     return root
@@ -48,8 +44,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def _here(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("TLKD_CACHE", str(root / "cache"))
-    exported_studies.hasten(monkeypatch, root / "onnx")
+    exported_studies.settle(monkeypatch, root)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
@@ -322,8 +317,7 @@ def test_what_is_no_finished_run_is_refused_in_a_line(root: Path, tmp_path: Path
 
 def test_a_missing_extra_is_named_with_its_command(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_file, "EXTRA", ("onnx", "no_such_package"))
-    with pytest.raises(BadInput, match=re.escape("no_such_package not installed; it needs the extra export: pip "
-                                                 "install 'tlkd[export]'")):
+    with pytest.raises(BadInput, match=re.escape("needs the extra export: pip install 'tlkd[export]'")):
         exporting.export(run_of(root), tmp_path / "made")
 
 

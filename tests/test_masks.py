@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import conftest
 from tlkd import masks, rasters, shapes
 from tlkd.datasets import Dataset, open_dataset
-from tlkd.errors import BadInput
 from tlkd.masks import Masks, open_masks
 from tlkd.specs import Data, Shapes
 
@@ -80,13 +80,7 @@ def saved(found: Any, tmp_path: Path, name: str = "masks.json") -> Path:
 
 
 def refused(call: Callable[[], object], *parts: str) -> None:
-    with pytest.raises(BadInput) as caught:
-        call()
-    line = str(caught.value)
-    assert line.startswith("data.masks: ")
-    assert "\n" not in line
-    for part in parts:
-        assert part in line, line
+    assert conftest.refused(call, *parts).startswith("data.masks: ")
 
 
 def note(found: Masks, *parts: str) -> None:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from conftest import refused
 from tlkd import sources
 from tlkd.coco import Entry
 from tlkd.datasets import open_dataset
-from tlkd.errors import BadInput
 from tlkd.masks import open_masks
 from tlkd.outlines import ChangedOutside, Outlines, Stale
 from tlkd.specs import Data
@@ -47,14 +47,6 @@ def outlined(*polygons: Any, revision: int = 0, uncertain: bool = False) -> Entr
 def content(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(path.read_text())
     return found
-
-
-def refused(call: Callable[[], object], *parts: str) -> None:
-    with pytest.raises(BadInput) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    for part in parts:
-        assert part in str(caught.value), str(caught.value)
 
 
 def test_every_change_is_in_the_file_and_found_again(opened: Callable[..., Outlines], tmp_path: Path) -> None:

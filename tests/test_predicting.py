@@ -28,12 +28,8 @@ RUN = "kd-clean-1"
 def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A study, an export of one of its runs, and a cache."""
     root = tmp_path_factory.mktemp("predicting")
-    (root / "onnx").mkdir()
-    exported_studies.draw_images(root / "images")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TLKD_CACHE", str(root / "cache"))
-        exported_studies.hasten(patch, root / "onnx")
-        exported_studies.run("torchvision", root / "images", root / "study")
+    with exported_studies.settled(root) as images:
+        exported_studies.run("torchvision", images, root / "study")
         exporting.export(str(root / "study" / "runs" / RUN), root / "student", timed=False)
     return root
 
@@ -189,6 +185,6 @@ def test_an_export_of_others_is_refused_in_a_line(root: Path, tmp_path: Path) ->
 
 def test_onnx_without_its_runtime_names_the_extra(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(BadInput, match=re.escape("it needs the extra export: pip install 'tlkd[export]'")):
+    with pytest.raises(BadInput, match=re.escape("needs the extra export: pip install 'tlkd[export]'")):
         predict(models(root)["onnx"], [next((root / "images" / "test").rglob("*.png"))], Options())
     assert predicting.predict(models(root)["export"], [root / "images" / "test"], Options()).count == 18

@@ -338,6 +338,7 @@ def test_a_damaged_bank_is_rebuilt_and_said(shapes_folder: Path, own_cache: Path
     pd.testing.assert_frame_equal(numbers(tmp_path / "a"), numbers(tmp_path / "b"))
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(shapes_folder: Path, tmp_path: Path) -> None:
     """SIGKILL in the middle: the second start finishes, keeps what was whole, and ends at the same numbers."""
     spec = small_study(shapes_folder, "training.epochs=60", "seeds=[0, 1, 2]")

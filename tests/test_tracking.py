@@ -82,7 +82,7 @@ def test_a_missing_extra_is_said_with_the_command_that_brings_it(
     monkeypatch.delitem(sys.modules, name, raising=False)
     for folder in others:  # as W&B leaves one behind: no package
         (tmp_path / folder).mkdir()
-    with pytest.raises(BadInput, match=rf"^--track {name}: needs the extra {name}: pip install 'tlkd\[{name}\]'$"):
+    with pytest.raises(BadInput, match=rf"^--track {name} needs the extra {name}: pip install 'tlkd\[{name}\]'$"):
         check([name])
 
 

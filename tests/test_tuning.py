@@ -195,6 +195,7 @@ def test_ctrl_c_in_the_middle(searched: tuple[Trials, Path], shapes_folder: Path
     pd.testing.assert_frame_equal(numbers(trials), numbers(searched[0]))
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(shapes_folder: Path, tmp_path: Path) -> None:
     """SIGKILL in the middle, a torn line in the journal, a lock that nobody holds: nothing is lost or repeated."""
     search = small_search(shapes_folder, "training.epochs=20")
@@ -258,6 +259,7 @@ def test_what_failed_by_no_fault_of_its_setting_is_taken_up_by_the_next_start(
     pd.testing.assert_frame_equal(numbers(trials), numbers(searched[0]))
 
 
+@pytest.mark.slow
 def test_two_workers_make_each_trial_once(shapes_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     search = small_search(shapes_folder, seeds=2)

@@ -41,7 +41,7 @@ def load_study(study: Loadable, changes: Mapping[str, Any] | None = None) -> Stu
 
 
 def run_study(study: Loadable, out: str | Path | None = None, *, jobs: int = 1, device: str = "auto",
-              retry_failed: bool = False, track: str | Sequence[str] = (), report: bool = True) -> "Results":
+              retry_failed: bool = False, track: str | Sequence[str] | None = None, report: bool = True) -> "Results":
     """Run a study into the folder `out` (default: `out/<name>`) and return what it left.
 
     What is finished there stands, so that a stopped study goes on. `jobs` steps are taken at a time: with 1 in this
@@ -63,7 +63,7 @@ def run_study(study: Loadable, out: str | Path | None = None, *, jobs: int = 1, 
 
     try:
         chosen = device_of(device)
-        checked = tracking.check([track] if isinstance(track, str) else list(track))
+        checked = tracking.check([track] if isinstance(track, str) else list(track or ()))
     except BadInput as error:  # both are said as the command line says them
         raise BadInput(str(error).removeprefix("--")) from None
     followers = tracking.choose(checked, folder)

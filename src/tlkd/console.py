@@ -16,6 +16,9 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="
                   context_settings={"help_option_names": ["-h", "--help"]})
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A study's folder, as `tlkd run --out` made it.")]
+StudyFile = Annotated[str, typer.Argument(metavar="STUDY", help="A YAML file, or a packaged study's name.")]
+Changes = Annotated[list[str] | None, typer.Option(
+    "--set", metavar="KEY=VALUE", help="Change one key, e.g. arms.tl_kd.temperature=4. May be repeated.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 

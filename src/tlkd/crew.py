@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tlkd.errors import BadInput, RunFailed
+from tlkd.errors import BadInput, RunFailed, missing
 
 if TYPE_CHECKING:
     import torch
@@ -143,8 +143,7 @@ def join(device: "torch.device") -> "torch.device":
         from accelerate import PartialState
         from accelerate.utils import DistributedType, InitProcessGroupKwargs
     except ImportError:
-        raise BadInput(f"{size()} processes were started together, which needs accelerate; "
-                       "pip install 'tlkd[accelerate]'") from None
+        raise missing(f"training by {size()} processes that were started together", "accelerate") from None
     state = PartialState(cpu=device.type == "cpu", **InitProcessGroupKwargs(timeout=PATIENCE).to_kwargs())
     if state.distributed_type not in (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise BadInput(f"accelerate's configuration asks for {state.distributed_type.value}; allowed: MULTI_GPU and "

@@ -12,12 +12,17 @@ class RunFailed(Exception):
     """One training went wrong (a NaN loss, say); the other runs of the study go on."""
 
 
+def missing(who: str, extra: str) -> BadInput:
+    """What is said where `who` asks for a package of an optional extra that is not installed."""
+    return BadInput(f"{who} needs the extra {extra}: pip install 'tlkd[{extra}]'")
+
+
 def needs(module: str, who: str, extra: str) -> Any:
     """Import a package of an optional extra for `who` asks for it. Raises `BadInput` where it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise BadInput(f"{who} needs the extra {extra}: pip install 'tlkd[{extra}]'") from None
+        raise missing(who, extra) from None
 
 
 def nearest(word: str, allowed: list[str], count: int = 3) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tlkd.attribution import Attributions, Output, Targets, choose, deep_shap
-from tlkd.errors import BadInput, RunFailed, nearest
+from tlkd.errors import BadInput, RunFailed, nearest, needs
 from tlkd.program import evaluating
 from tlkd.seeding import seed_from
 
@@ -268,11 +268,7 @@ def _name(model: nn.Module) -> str:
 
 
 def _captum(name: str) -> Any:
-    try:
-        import captum.attr
-    except ImportError as error:
-        raise BadInput(f"explanation.explainer: {name} needs captum; pip install 'tlkd[explainers]'") from error
-    return captum.attr
+    return needs("captum.attr", f"explanation.explainer: {name}", "explainers")
 
 
 @contextmanager

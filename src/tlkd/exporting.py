@@ -30,7 +30,7 @@ from tlkd import (
     wording,
 )
 from tlkd.cards import Facts, Weighed
-from tlkd.errors import BadInput, RunFailed
+from tlkd.errors import BadInput, RunFailed, needs
 from tlkd.folder import Predictions, Run, StudyFolder, reading
 from tlkd.images import BadImage
 from tlkd.licences import Licence, licence_of
@@ -75,7 +75,8 @@ def export(text: str, to: Path, force: bool = False, images: Sequence[Path] = ()
     `images` are checked on instead of the study's test images. Raises `BadInput` for whatever the person can put right,
     and `RunFailed` where a check fails; in both cases `to` is as it was.
     """
-    onnx_file.need_extra(f"tlkd export {text}")
+    for package in onnx_file.EXTRA:
+        needs(package, f"tlkd export {text}", "export")
     wanted = _run_named(text)
     assert wanted.study is not None and wanted.run is not None
     to = to.expanduser()

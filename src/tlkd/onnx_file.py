@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tlkd.errors import BadInput, RunFailed
+from tlkd.errors import RunFailed
 from tlkd.standalone import INPUT, OUTPUT, Pixels, Preparation, Refused, channels, onnx_logits, resampling
 from tlkd.weights import brief
 
@@ -58,16 +58,6 @@ class WithPreparation(nn.Module):
             pixels = torch.matmul(self.weights, torch.matmul(pixels, self.weights.transpose(0, 1)))
         logits: Tensor = self.network(pixels.contiguous())
         return logits
-
-
-def need_extra(who: str) -> None:
-    """Raise `BadInput` with the command that installs what is missing."""
-    import importlib.util
-
-    missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
-    if missing:
-        raise BadInput(f"{who}: {', '.join(missing)} not installed; it needs the extra export: "
-                       "pip install 'tlkd[export]'")
 
 
 def write(network: nn.Module, ready: Preparation, path: Path, name: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from tlkd import progress, standalone, store
-from tlkd.errors import BadInput, nearest
+from tlkd.errors import BadInput, nearest, needs
 from tlkd.standalone import FORMATS, Logits, Pixels, Preparation, Refused
 
 if TYPE_CHECKING:
@@ -88,12 +88,7 @@ def _onnx(model: str, device: str) -> tuple[Preparation, Logits]:
     path = Path(model).expanduser()
     if not path.is_file():
         raise BadInput(f"{model}: there is no such file; allowed: an export's model.onnx")
-    try:
-        import onnxruntime
-    except ImportError:
-        raise BadInput(f"tlkd predict {model}: ONNX Runtime is not installed; it needs the extra export: "
-                       "pip install 'tlkd[export]'") from None
-    offered = onnxruntime.get_available_providers()
+    offered = needs("onnxruntime", f"tlkd predict {model}", "export").get_available_providers()
     if device == "cuda" and "CUDAExecutionProvider" not in offered:
         raise BadInput("--device: found 'cuda', but this ONNX Runtime has no CUDA (onnxruntime-gpu has); allowed: "
                        "auto, cpu")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tlkd import seeding, store
 from tlkd.engine import Job
-from tlkd.errors import BadInput
+from tlkd.errors import BadInput, needs
 from tlkd.spaces import Search, Space, with_setting
 from tlkd.specs import Arm
 from tlkd.tuned import Trial
@@ -22,10 +22,7 @@ DRAWN_FIRST = 6  # trials before the sampler trusts what it has seen; the study'
 
 def demand() -> None:
     """Make sure that Optuna is there, and quiet."""
-    try:
-        import optuna
-    except ImportError:
-        raise BadInput("tlkd tune: Optuna is not installed; `pip install 'tlkd[tune]'` brings it") from None
+    optuna = needs("optuna", "tlkd tune", "tune")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 

@@ -28,7 +28,7 @@ from typing import Any, Protocol
 
 from tlkd import __version__
 from tlkd.engine import Job, Outcome, Work, failure_line, log_path, logged, unpickle
-from tlkd.errors import BadInput
+from tlkd.errors import BadInput, missing
 from tlkd.store import guard_disk, replace_text
 
 REACH = 5.0  # seconds in which the cluster's port must answer
@@ -98,7 +98,7 @@ class RayExecutor:
                  carrier: Carrier | None = None, shared: bool | None = None, held: Sequence[str] = (),
                  log_folder: Path | None = None) -> None:
         if importlib.util.find_spec("ray") is None:
-            raise BadInput("--engine ray: Ray is not installed; `pip install 'tlkd[ray]'` brings it")
+            raise missing("--engine ray", "ray")
         self._context, self._carrier, self._logs = context, carrier, log_folder
         self._closed = False
         self._ours = _connect(address, jobs, retries)

@@ -10,15 +10,14 @@ from typing import Annotated
 import typer
 
 from tlkd import crew
-from tlkd.console import Device, Folder, app, device_of
+from tlkd.console import Changes, Device, Folder, StudyFile, app, device_of
 from tlkd.errors import BadInput, nearest
 
 
 @app.command()
 def run(
-    study: Annotated[str, typer.Argument(metavar="STUDY", help="A YAML file, or a packaged study's name.")],
-    assignments: Annotated[list[str] | None, typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change one key, e.g. arms.tl_kd.temperature=4. May be repeated.")] = None,
+    study: StudyFile,
+    changes: Changes = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where results go (default: out/<name>).")] = None,
     device: Device = "auto",
     jobs: Annotated[int | None, typer.Option(
@@ -61,7 +60,7 @@ def run(
     trackers = _trackers(track)
     from tlkd.reading import read_study
 
-    spec = read_study(study, tuple(assignments or ()))
+    spec = read_study(study, tuple(changes or ()))
     folder = out if out is not None else Path("out") / spec.name
     from tlkd import engines, tracking
 
@@ -116,9 +115,8 @@ def _trackers(track: list[str] | None) -> tuple[tuple[str, str], ...]:
 
 @app.command()
 def plan(
-    study: Annotated[str, typer.Argument(metavar="STUDY", help="A YAML file, or a packaged study's name.")],
-    assignments: Annotated[list[str] | None, typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change one key, as for `tlkd run`. May be repeated.")] = None,
+    study: StudyFile,
+    changes: Changes = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where results would go (default: "
                                              "out/<name>).")] = None,
     jobs: Annotated[int | None, typer.Option(
@@ -140,7 +138,7 @@ def plan(
     started = time.perf_counter()
     from tlkd.reading import read_study
 
-    spec = read_study(study, tuple(assignments or ()))
+    spec = read_study(study, tuple(changes or ()))
     folder = out if out is not None else Path("out") / spec.name
     chosen = device_of(device)
     from tlkd import engines, planning
@@ -151,11 +149,10 @@ def plan(
 
 @app.command()
 def tune(
-    study: Annotated[str, typer.Argument(metavar="STUDY", help="A YAML file, or a packaged study's name.")],
+    study: StudyFile,
     trials: Annotated[int, typer.Option("--trials", metavar="N", min=1, help="How many settings are tried for every "
                                         "arm, the study's own among them.")],
-    assignments: Annotated[list[str] | None, typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change one key, as for `tlkd run`. May be repeated.")] = None,
+    changes: Changes = None,
     search: Annotated[list[str] | None, typer.Option(
         "--search", metavar="KEY=SPACE", help="Where a key is searched: LOW..HIGH, log:LOW..HIGH, choices with commas "
         "between, or fixed. Keys: training.NAME, soft_weight, temperature. May be repeated.")] = None,
@@ -188,7 +185,7 @@ def tune(
     """
     from tlkd.reading import read_study
 
-    spec = read_study(study, tuple(assignments or ()))
+    spec = read_study(study, tuple(changes or ()))
     folder = out if out is not None else Path("out") / f"{spec.name}-tuning"
     from tlkd import engines, spaces
 

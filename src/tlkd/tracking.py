@@ -20,7 +20,7 @@ from pathlib import Path
 
 import tlkd
 from tlkd import chronicle, mlflow_tracker, progress, wandb_tracker
-from tlkd.errors import BadInput
+from tlkd.errors import BadInput, missing, nearest
 from tlkd.trackers import masked
 
 PATIENCE = 60.0  # seconds without a sign of life, when nothing else is left to do, after which a tracker is given up
@@ -136,13 +136,11 @@ def _checked(option: str) -> tuple[str, str]:
     elif name == "wandb" and option in ("wandb", "wandb:offline", "wandb:online"):
         where = where or _wandb_mode()
     else:
-        from tlkd.errors import nearest
-
         near = "" if name in chronicle.TRACKERS else nearest(name, list(chronicle.TRACKERS))
         raise BadInput(f"--track: found {masked(option)!r}{near}; allowed: {ALLOWED}")
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:  # a folder called `wandb`, as it makes them, is no package
-        raise BadInput(f"--track {name}: needs the extra {name}: pip install 'tlkd[{name}]'")
+        raise missing(f"--track {name}", name)
     return name, where
 
 
