@@ -24,7 +24,6 @@ TWO_ARMS = [{"name": "tl", "kind": "tl"}, {"name": "tl_kd", "kind": "tl_kd", "te
 def quick(monkeypatch):
     monkeypatch.setattr(statistics, "RESAMPLES", 799)
     monkeypatch.setattr(statistics, "FLIPS", 4999)
-    monkeypatch.setattr("gc.collect", lambda *generation: 0)
 
 
 def study(path, seeds=10, per_class=4, **more):

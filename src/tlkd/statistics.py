@@ -239,16 +239,15 @@ def resampled(tables: ArrayLike) -> Floats:
 
 def holm(ps: ArrayLike) -> Floats:
     """Holm's adjusted p of a family `[contrast]`, in the order given ("A simple sequentially rejective multiple test
-    procedure", 1979); through statsmodels. Raises `ValueError` for a p outside [0, 1].
+    procedure", 1979). Raises `ValueError` for a p outside [0, 1].
     """
     values = np.asarray(ps, dtype=np.float64)
     if not ((values >= 0) & (values <= 1)).all():
         raise ValueError(f"ps: expected numbers in [0, 1], found {values.tolist()}")
-    if values.size == 0:
-        return values
-    from statsmodels.stats.multitest import multipletests
-
-    return np.asarray(multipletests(values, method="holm")[1], dtype=np.float64)
+    # Written out: statsmodels collects garbage at every call, which took a quarter of a report's time.
+    order, adjusted = np.argsort(values, kind="stable"), np.empty_like(values)
+    adjusted[order] = np.maximum.accumulate(np.arange(values.size, 0, -1) * values[order])
+    return np.minimum(adjusted, 1.0)
 
 
 def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
