@@ -256,7 +256,8 @@ def test_the_keyboard_is_enough(serve: Callable[..., Server], tab: Callable[...,
     here.at(names[4])
     here.press("ArrowLeft", "ArrowLeft")
     here.at(names[2])
-    wait_for(lambda: list(server.states().values())[:3] == ["outlined", "skipped", "no_foreground"])
+    expected = ["outlined", "skipped", "no_foreground"]  # by name: the file lists images in the order they were saved
+    wait_for(lambda: [server.states().get(name) for name in names[:3]] == expected)
     assert here.text("state") == "no foreground"
     assert here.text("progress") == "2 done, 3 left, 1 skipped"
     here.press("ArrowLeft", "ArrowLeft")
