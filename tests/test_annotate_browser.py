@@ -438,7 +438,7 @@ def test_keys_that_come_before_the_image_are_not_lost(serve: Callable[..., Serve
     here.page.route("**/images/*", lambda route: (time.sleep(0.2), route.continue_()))
     here.press("k", "f", "k", "f")
     here.page.wait_for_function("() => document.getElementById('position').textContent === '5 of 6'")
-    wait_for(lambda: list(server.states().values()) == ["skipped", "no_foreground"] * 2)
+    wait_for(lambda: [state for _, state in sorted(server.states().items())] == ["skipped", "no_foreground"] * 2)
 
 
 def test_zoom(serve: Callable[..., Server], tab: Callable[..., Tab]) -> None:
