@@ -3,9 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 QUICK := .venv/.quickstart
 STAMP := .venv/.installed
+PROOFS := 
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-slow lint docs benchmarks clean
+.PHONY: quickstart test test-slow lint docs benchmarks proofs proofs-short clean
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "tlkd needs Python 3.11 or newer; found " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 quickstart")'
@@ -37,6 +38,12 @@ docs: $(STAMP)
 
 benchmarks: $(STAMP)
 	$(BIN)/python benchmarks/run.py
+
+proofs: $(STAMP)
+	for proof in $(PROOFS); do $(BIN)/python proofs/$$proof.py --write || exit 1; done
+
+proofs-short: $(STAMP)
+	for proof in $(PROOFS); do $(BIN)/python proofs/$$proof.py --short || exit 1; done
 
 clean:
 	rm -rf .venv out .pytest_cache .mypy_cache .ruff_cache

@@ -1,6 +1,6 @@
 """Kill `tlkd run` and its workers at random moments, again and again, and hold what comes out to an unbroken study.
 
-    python .ci/kill_study.py STUDY [--set KEY=VALUE]... [--kills 20] [--longest 15] [--seed 0]
+    python proofs/kills.py STUDY [--set KEY=VALUE]... [--kills 20] [--longest 15] [--seed 0]
 
 Every kill is SIGKILL, to the driver and to all its workers. Afterwards the study is let finish. It must equal one that
 was never stopped, file by file but for what a clock decides, and no run that was finished may have been made again.
