@@ -41,7 +41,8 @@ def machine() -> str:
 
     named = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text()) if os.name == "posix" else None
     name = named[1] if named else platform.processor()
-    return f"{name}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__.split('+')[0]}"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__.split('+')[0]}"
+    return f"{name}, {os.cpu_count()} cores, {versions}"
 
 
 def publish(name: str, text: str, command: str, write: bool) -> None:
