@@ -30,7 +30,7 @@ FLOORS = {
     "results": 4, "difficulties": 4, "controls": 4, "robustness": 4, "standing": 4, "trackers": 4,
     "subjects": 4, "footprint": 4,
     # 5
-    "findings": 5, "explainers": 5, "estimate": 5, "stages": 5, "examples": 5, "desk": 5, "outlook": 5,
+    "findings": 5, "explainers": 5, "showcase": 5, "estimate": 5, "stages": 5, "examples": 5, "desk": 5, "outlook": 5,
     "mlflow_tracker": 5, "wandb_tracker": 5,
     # 6
     "explaining": 6, "annotator": 6, "tables": 6, "figures": 6, "evidence": 6, "watching": 6, "chronicle": 6,

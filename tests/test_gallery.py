@@ -19,15 +19,16 @@ from torchvision.models import get_model
 
 import sealed_folders
 from conftest import draw_shape
-from tlkd import cli, gallery, models, pictures, seeding, specs, subjects
+from tlkd import cli, gallery, models, pictures, seeding, showcase, specs, subjects
 from tlkd.attribution import deep_shap
 from tlkd.datasets import open_dataset
 from tlkd.errors import BadInput, RunFailed
 from tlkd.explainers import EXPLAINERS, explain
 from tlkd.folder import StudyFolder
-from tlkd.gallery import Options, asked_classes, gather, names_of
+from tlkd.gallery import Options, asked_classes
 from tlkd.program import Program, trace
 from tlkd.reading import validate
+from tlkd.showcase import gather, names_of
 from tlkd.study import run_study
 from tlkd.views import IDENTITY, render
 
@@ -267,9 +268,9 @@ def test_the_other_explainers_give_what_they_give_alone(photo: Path, checkpoint:
     subject = subjects.open_subject(subjects.find(TINY), str(checkpoint), SIDE, None, CPU)
     squares = arrays(made.path)["images"]
     order = np.argsort(seeding.uniforms(seeding.keys([f"{n}.png" for n in range(3)]), 1, "background", 0)[:, 0])
-    references = np.stack([gallery.laid(folder / f"{n}.png", subject, "") for n in order])
-    expected = explain(name, subject.network, gallery.inputs(subject, squares, CPU),
-                       gallery.inputs(subject, references, CPU), 2)
+    references = np.stack([showcase.laid(folder / f"{n}.png", subject, "") for n in order])
+    expected = explain(name, subject.network, showcase.inputs(subject, squares, CPU),
+                       showcase.inputs(subject, references, CPU), 2)
     np.testing.assert_allclose(arrays(made.path)["values"][:, 0], expected.values.numpy(), atol=1e-5)
     assert (rows(made.path)[0]["residual"] == "") == (not EXPLAINERS[name].additive)
 
@@ -348,8 +349,7 @@ def references(text: str | None, explained: tuple[Path, ...] = (), size: int = 2
                seed: int | None = None) -> tuple[np.ndarray, str]:
     network = models.build(specs.Network(model=TINY, weights="none", input_size=SIDE), 3, 0)
     subject = subjects.Subject(network, ("a", "b", "c"), network.mean, network.sd, SIDE, "crop")
-    options = Options(explained, background=text, background_size=size, seed=seed)
-    return gallery.background(options, subjects.find(TINY), subject, explained)
+    return showcase.background(text, size, seed, subjects.find(TINY), subject, explained)
 
 
 def test_a_background_comes_from_folders_files_archives_and_sources(tmp_path: Path) -> None:

@@ -36,7 +36,6 @@ from tlkd.images import BadImage
 from tlkd.licences import Licence, licence_of
 from tlkd.models import Network
 from tlkd.standalone import CONFIG, MADE_BY, ONNX, Pixels, Preparation, onnx_logits
-from tlkd.study import max_input_size
 from tlkd.subjects import Subject, Wanted
 
 FORMAT = 1  # of config.json
@@ -143,7 +142,7 @@ def _shown(folder: StudyFolder, ready: Preparation, images: Sequence[Path]) -> S
         return Shown(np.stack(squares), (), f"{given} given with --images")
     study = folder.study
     try:
-        dataset = datasets.open_again(study.data, max_input_size(study), store.cache_folder(), folder.card()["content"])
+        dataset = datasets.open_again(study.data, study.max_input_size, store.cache_folder(), folder.card()["content"])
     except BadInput as error:
         raise BadInput(f"the study's test images, on which an export is checked, cannot be had ({error}); give others: "
                        "--images PATH") from None

@@ -121,7 +121,7 @@ def _torch(model: str, device: str) -> tuple[Preparation, Logits]:
 def _in_torch(subject: "Subject", device: "torch.device") -> Logits:
     import torch
 
-    from tlkd.gallery import inputs
+    from tlkd.showcase import inputs
 
     def logits(squares: Pixels) -> NDArray[Any]:
         with torch.inference_mode():

@@ -460,6 +460,12 @@ class Study(Spec):
         wanted = {arm.teacher for arm in self.arms}
         return {name: teacher for name, teacher in self.teachers.items() if name in wanted}
 
+    @property
+    def max_input_size(self) -> int:
+        """The largest input size any network of the study needs: what its images are decoded to."""
+        return max([*(self.student_of(condition).input_size for condition in self.conditions),
+                    *(teacher.input_size for teacher in self.used_teachers.values())])
+
 
 Part = TypeVar("Part", bound=Spec)
 

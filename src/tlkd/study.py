@@ -110,14 +110,8 @@ def open_workshop(context: Context) -> Workshop:
     if context.images:
         dataset = reopen(context.study.data, context.cache, context.images)
     else:
-        dataset = open_dataset(context.study.data, max_input_size(context.study), context.cache)
+        dataset = open_dataset(context.study.data, context.study.max_input_size, context.cache)
     return Workshop(context.study, dataset, context.cache, device, context.threads)
-
-
-def max_input_size(study: Study) -> int:
-    """The largest input size any network of the study needs: what the images are decoded to."""
-    return max([*(study.student_of(condition).input_size for condition in study.conditions),
-                *(teacher.input_size for teacher in study.used_teachers.values())])
 
 
 def build_all(workshop: Workshop) -> None:
