@@ -31,6 +31,13 @@ def main() -> None:
             traceback.print_exception(error.__cause__)
         say(f"{error}, so that all that train together end here; the same command goes on from here")
         code = 1
+    except OSError as error:  # outside of what guards itself: a picture, a log, a file that is read
+        from tlkd.store import disk_trouble
+
+        said = disk_trouble(error)
+        if said is None or isinstance(error, BrokenPipeError):
+            raise
+        code = complain(said)
     except Exception as error:
         if not hasattr(error, "format_message"):  # not a usage error of the command line itself
             raise

@@ -13,7 +13,7 @@ import platform
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -32,6 +32,9 @@ from tlkd.specs import canonical_hash
 
 MANIFEST = "manifest.json"
 _impatient: ContextVar[bool] = ContextVar("impatient", default=False)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FAILING = (errno.EIO, errno.ENXIO, errno.ESTALE)
+MANY = 64  # files: to flush more of them one by one takes longer than to flush all that the machine has not written
 NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
@@ -234,6 +237,7 @@ def replace_bytes(path: Path, content: bytes) -> None:
         temporary = _temporary(path)
         try:
             temporary.write_bytes(content)
+            _settle([temporary])
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -283,14 +287,25 @@ def guard_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        number = _error_number(error)
-        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise BadInput(f"{folder}: the disk is full ({os.strerror(number)}); what stood there before still stands. "
-                           "Make room, or choose another --out or TLKD_CACHE, and start again") from error
-        if number in NOT_WRITABLE:
-            raise BadInput(f"{getattr(error, 'filename', None) or folder}: cannot be written ({os.strerror(number)}); "
-                           "choose another --out or TLKD_CACHE") from error
-        raise
+        said = disk_trouble(error, folder)
+        if said is None:
+            raise
+        raise BadInput(said) from error
+
+
+def disk_trouble(error: OSError | SafetensorError, folder: Path | None = None) -> str | None:
+    """What is said of a disk that is full, fails, or may not be written; None for all other errors."""
+    number = _error_number(error)
+    where = getattr(error, "filename", None) or folder or "a file"
+    if number in FULL:
+        return (f"{folder or where}: the disk is full ({os.strerror(number)}); what stood there before still stands. Make room, "
+                "or choose another --out or TLKD_CACHE, and start again")
+    if number in FAILING:
+        return (f"{where}: the disk failed ({os.strerror(number)}); what is finished still stands. The same command "
+                "goes on from here once the disk is well, or choose another --out or TLKD_CACHE")
+    if number in NOT_WRITABLE:
+        return f"{where}: cannot be written ({os.strerror(number)}); choose another --out or TLKD_CACHE"
+    return None
 
 
 def _error_number(error: OSError | SafetensorError) -> int | None:
@@ -328,9 +343,21 @@ def _alive(process: int) -> bool:
     return True
 
 
+def _settle(paths: Sequence[Path]) -> None:
+    """Have the disk hold what was written, before a rename that says it is whole: a power cut must not part the two."""
+    if len(paths) > MANY and hasattr(os, "sync"):
+        os.sync()
+        return
+    for path in paths:
+        with path.open("rb" if os.name == "posix" else "r+b") as file:
+            os.fsync(file.fileno())
+
+
 def _seal(folder: Path, where: str, made_from: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     files = {path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": checksum(path)}
-             for path in sorted(folder.rglob("*")) if path.is_file()}
+             for path in paths}
+    _settle(paths)
     write_json(folder / MANIFEST, {"address": where, **made_from, "files": files, "about": dict(about)})
 
 
