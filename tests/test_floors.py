@@ -12,7 +12,7 @@ FLOORS = {
     # ground, itself in this order: anyone may import it
     "errors": -3, "conditions": -2, "specs": -1,
     # 0, pure
-    "grids": 0, "crew": 0, "seeding": 0, "losses": 0, "statistics": 0, "progress": 0, "dropout": 0, "evaluation": 0,
+    "grids": 0, "schema": 0, "crew": 0, "seeding": 0, "losses": 0, "statistics": 0, "progress": 0, "dropout": 0, "evaluation": 0,
     "images": 0, "wording": 0, "naming": 0, "regions": 0, "scenery": 0, "program": 0,
     "gatekeeper": 0,
     # 1

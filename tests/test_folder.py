@@ -1,5 +1,6 @@
 """A study's folder: the plan, what may be run again into it, and reading results back."""
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import tlkd
 from sealed_folders import PROVENANCE, lay_down, small_raw
-from tlkd import store
+from tlkd import __version__, comparison_report, report, store
+from tlkd.checks import verify
 from tlkd.conditions import Condition
 from tlkd.distortions import describe
 from tlkd.errors import BadInput
@@ -25,8 +28,11 @@ from tlkd.folder import (
     teacher_fit,
     teacher_fits,
 )
-from tlkd.reading import apply_set, validate
+from tlkd.outlook import Watcher
+from tlkd.reading import apply_set, dump_yaml, raw_study, validate
 from tlkd.specs import Arm, Study
+from tlkd.standing import standings
+from tlkd.study import refuse_newer
 
 
 def study(*assignments: str) -> Study:
@@ -445,3 +451,70 @@ def test_a_study_without_teachers_has_none(tmp_path: Path) -> None:
 def test_a_name_too_long_is_answered_with_one_line() -> None:
     with pytest.raises(BadInput, match=r"^a{77}\.\.\.: file name too long; choose another folder$"):
         StudyFolder(Path("a" * 300))
+
+
+# --- schemas ----------------------------------------------------------------------------------------------------------
+
+
+def rewritten(path: Path, before: str, after: str) -> None:
+    """Change the text of a folder's `study.yaml`."""
+    text = (path / "study.yaml").read_text()
+    assert before in text
+    (path / "study.yaml").write_text(text.replace(before, after, 1))
+
+
+def test_a_folder_names_its_schema_and_one_without_is_of_the_first(tmp_path: Path) -> None:
+    StudyFolder(tmp_path).prepare(study(), PROVENANCE)
+    assert (tmp_path / "study.yaml").read_text().startswith("schema: 1\n")
+    assert validate(raw_study(str(tmp_path / "study.yaml")), "again") == study()
+    rewritten(tmp_path, "schema: 1\n", "")
+    before = state(tmp_path)
+    assert StudyFolder(tmp_path).study == study()
+    StudyFolder(tmp_path).prepare(study(), {"command": "another"})
+    assert state(tmp_path) == before
+    assert validate(raw_study(str(tmp_path / "study.yaml")), "again") == study()
+
+
+@pytest.mark.parametrize(("schema", "said"), [
+    ("2", "a newer tlkd wrote this folder, in schema 2 (tlkd 9.1; this is {}), and this tlkd reads schema 1: "
+          "update tlkd, or choose another folder"),
+    ("0", "an older tlkd wrote this folder, in schema 0 (tlkd 9.1; this is {}), and this tlkd reads schema 1: "
+          "use that one, or choose another folder"),
+    ("one", "schema: found 'one'; allowed: 1, as `tlkd run` writes it"),
+    ("true", "schema: found 'True'; allowed: 1, as `tlkd run` writes it"),
+    ("null", "schema: found 'None'; allowed: 1, as `tlkd run` writes it"),
+])
+def test_a_folder_of_another_schema_is_refused_wherever_it_is_read(tmp_path: Path, schema: str, said: str) -> None:
+    lay_down(tmp_path / "a")
+    folder, other = StudyFolder(tmp_path / "a"), lay_down(tmp_path / "b")
+    (tmp_path / "a" / "study.yaml").write_text(dump_yaml({
+        "schema": 1, **study().model_dump(mode="json"), "provenance": {"versions": {"tlkd": "9.1"}}}))
+    rewritten(tmp_path / "a", "schema: 1", f"schema: {schema}\nfuture: {{}}")
+    before, expected = state(tmp_path / "a"), f"{tmp_path / 'a' / 'study.yaml'}: {said.format(__version__)}"
+    for reads in (lambda: folder.study, lambda: folder.refuse_other(study()), lambda: folder.prepare(study(), {}),
+                  lambda: standings(folder), lambda: verify(folder.path), lambda: Watcher(folder.path).look(),
+                  lambda: raw_study(str(tmp_path / "a" / "study.yaml")), lambda: tlkd.open_results(folder.path),
+                  lambda: tlkd.load_study(tmp_path / "a" / "study.yaml"), lambda: report.write(folder.path),
+                  lambda: comparison_report.write([folder.path, other.path], tmp_path / "c", [])):
+        with pytest.raises(BadInput) as caught:
+            reads()
+        assert str(caught.value) == expected
+    assert state(tmp_path / "a") == before and not (tmp_path / "c").exists()
+
+
+def test_what_another_version_wrote_and_this_one_does_not_know_names_that_version(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(dump_yaml({
+        **study().model_dump(mode="json"), "glow": 3, "provenance": {"versions": {"tlkd": "0.0.3"}}}))
+    with pytest.raises(BadInput, match=rf"glow: unknown key.* \(tlkd 0\.0\.3; this is {__version__}\)$"):
+        _ = StudyFolder(tmp_path).study
+
+
+def test_what_a_newer_version_made_is_not_made_again(tmp_path: Path) -> None:
+    folder = lay_down(tmp_path)
+    refuse_newer(folder)
+    path = folder.run_path(folder.runs()[0]) / "manifest.json"
+    path.write_text(json.dumps({"version": 99, "kind": "run"}))
+    with pytest.raises(BadInput, match=rf"{folder.runs()[0].run_id}: a newer tlkd made this \(version 99 of runs, "):
+        refuse_newer(folder)
+    path.write_text("damaged")
+    refuse_newer(folder)

@@ -17,6 +17,7 @@ from tlkd.conditions import Condition
 from tlkd.distortions import describe
 from tlkd.errors import BadInput
 from tlkd.reading import dump_yaml, read_yaml, validate
+from tlkd.schema import SCHEMA, study_in, written_by
 from tlkd.specs import Arm, Study, canonical
 
 RESULT_COLUMNS = ("run_id", "arm", "condition", "seed", "test_accuracy", "test_precision", "test_recall", "test_f1",
@@ -213,8 +214,12 @@ class StudyFolder:
     @cached_property
     def study(self) -> Study:
         """The resolved study."""
-        return validate({key: value for key, value in self._file.items() if key != "provenance"},
-                        str(self.path / "study.yaml"))
+        path = str(self.path / "study.yaml")
+        raw = study_in(self._file, path)
+        try:
+            return validate(raw, path)
+        except BadInput as error:
+            raise BadInput(f"{error}{written_by(self._file)}") from None
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -298,8 +303,7 @@ class StudyFolder:
 
         None where no teacher is fitted for it, as for an arm without one under a condition that has no other arm.
         """
-        there = [other.arm.teacher for other in self.runs() if other.arm.teacher is not None
-                 and (other.condition.name, other.seed) == (run.condition.name, run.seed)]
+        there = {arm.teacher for arm in self.study.arms_of(run.condition, run.seed)}
         name = run.arm.teacher or next((name for name in self.study.used_teachers if name in there), None)
         return None if name is None else self.teacher_path(teacher_fit(self.study, name, run.condition, run.seed))
 
@@ -350,7 +354,7 @@ class StudyFolder:
                 self.path.mkdir(parents=True, exist_ok=True)
         except FileNotFoundError:  # what some virtual file systems answer
             raise BadInput(f"{self.path}: cannot be made; choose another --out") from None
-        text = dump_yaml({**study.model_dump(mode="json"), "provenance": dict(provenance)})
+        text = dump_yaml({"schema": SCHEMA, **study.model_dump(mode="json"), "provenance": dict(provenance)})
         store.replace_text(self.path / "study.yaml", text)
         self.__dict__.pop("_file", None)
         self.__dict__.pop("study", None)

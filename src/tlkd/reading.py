@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 from tlkd import grids
 from tlkd.conditions import as_tuples
 from tlkd.errors import BadInput, nearest
+from tlkd.schema import study_in
 from tlkd.specs import PATTERNS, Study
 
 
@@ -169,8 +170,7 @@ def raw_study(name: str) -> dict[str, Any]:
     else:
         what = "is a folder, not a study's file" if kind == "folder" else "neither a file nor a packaged study"
         raise BadInput(f"{name}: {what}{nearest(name, list(packaged))}; packaged: {', '.join(packaged)}")
-    raw.pop("provenance", None)  # what a finished study's own file adds
-    return raw
+    return study_in(raw, name)  # a finished study's own file says more
 
 
 def validate(raw: dict[str, Any], origin: str) -> Study:

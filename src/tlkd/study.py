@@ -3,6 +3,7 @@
 import shutil
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -71,6 +72,7 @@ def run_study(study: Study, out: Path, device: torch.device, command: str = "", 
     """
     folder, cache = StudyFolder(out), store.cache_folder()
     folder.refuse_other(study)
+    refuse_newer(folder)
     context = Context(study, out.absolute(), cache.absolute(), str(device), threads)
     workshop = open_workshop(context)
     context = replace(context, images=workshop.dataset.address)
@@ -133,6 +135,18 @@ def check_conditions(workshop: Workshop) -> None:
     for condition in workshop.study.conditions:
         for seed in workshop.study.seeds_of(condition)[:1]:  # how many of a class are kept is the same for all seeds
             workshop.draw(condition, seed)
+
+
+def refuse_newer(folder: StudyFolder) -> None:
+    """Refuse a folder in which a newer tlkd has made something, since this one would make it again in its own way."""
+    for kind, version in (("runs", stages.VERSION), ("robustness", stages.ROBUSTNESS_VERSION),
+                          ("explanations", explaining.VERSION)):
+        for path in sorted((folder.path / kind).glob(f"[!.]*/{store.MANIFEST}")):
+            with suppress(OSError, ValueError, LookupError, TypeError):  # damaged: it is made again
+                found = store.read_json(path)["version"]
+                if isinstance(found, int) and found > version:
+                    raise BadInput(f"{path.parent}: a newer tlkd made this (version {found} of {kind}, this tlkd makes "
+                                   f"{version}): update tlkd, or choose another --out")
 
 
 def unsound_runs(folder: StudyFolder, workshop: Workshop, among: frozenset[str] | None = None) -> frozenset[str]:
