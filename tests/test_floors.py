@@ -11,17 +11,19 @@ import tlkd
 FLOORS = {
     # ground, itself in this order: anyone may import it
     "errors": -3, "conditions": -2, "specs": -1,
+    # what statistics stands on
+    "spreads": -2, "power": -1,
     # 0, pure
     "grids": 0, "schema": 0, "crew": 0, "seeding": 0, "losses": 0, "statistics": 0, "progress": 0, "dropout": 0, "evaluation": 0,
     "images": 0, "wording": 0, "naming": 0, "regions": 0, "scenery": 0, "program": 0,
-    "gatekeeper": 0,
+    "gatekeeper": 0, "archives": 0,
     # 1
     "store": 1, "views": 1, "reading": 1, "convergence": 1, "weights": 1, "sources": 1, "rasters": 1, "shapes": 1,
     "observations": 1, "pairs": 1, "distortions": 1, "trends": 1, "frames": 1, "layout": 1,
     "draws": 1, "corruptions": 1, "standalone": 1, "console": 1,
     # 2
     "datasets": 2, "models": 2, "batches": 2, "folder": 2, "annotations": 2, "contributions": 2, "compositions": 2,
-    "series": 2, "engine": 2, "suggestion": 2, "licences": 2,
+    "series": 2, "engine": 2, "seals": 2, "suggestion": 2, "licences": 2,
     # 3
     "banks": 3, "training": 3, "provenance": 3, "contrasts": 3, "explained": 3, "masks": 3, "rules": 3, "coco": 3,
     "plain": 3, "onnx_file": 3, "spaces": 3, "workers": 3, "ray_engine": 3, "underway": 3,
@@ -48,8 +50,8 @@ FLOORS = {
 }
 TORCHLESS = ("gatekeeper", "suggestion", "coco", "outlines", "chosen", "desk", "annotator",
              "specs", "conditions", "grids",
-             "reading", "statistics", "evaluation", "convergence", "store", "folder", "checks", "contrasts",
-             "naming", "rasters", "annotations", "regions", "observations", "contributions", "explained", "foreground",
+             "reading", "spreads", "power", "statistics", "evaluation", "convergence", "store", "folder", "checks", "contrasts",
+             "naming", "seals", "rasters", "annotations", "regions", "observations", "contributions", "explained", "foreground",
              "album", "evidence", "pictures", "shares", "findings", "tables", "figures", "summary", "sections",
              "report", "standing", "underway", "outlook", "watching", "trackers",
              "mlflow_tracker", "wandb_tracker", "chronicle", "tracking", "distortions", "trends", "frames",

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlkd import sources
+from tlkd import archives, sources
 from tlkd.errors import BadInput
 
 
@@ -157,8 +157,8 @@ def test_archives_unpack_to_the_same_tree(tmp_path: Path, name: str) -> None:
     (root / "__MACOSX" / "junk").write_text("x")
     (root / "wrapped/train/cat/.hidden").write_text("x")
     archive = pack(root, tmp_path / name)
-    assert sources.archive_fingerprint(archive, "folder:x")
-    assert list(sources.unpack(archive, tmp_path / "out", "folder:x")) == list(range(100))
+    assert archives.fingerprint(archive, "folder:x")
+    assert list(archives.unpack(archive, tmp_path / "out", "folder:x")) == list(range(100))
     found = sources.folder(tmp_path / "out", "folder:x")
     assert found.ids == sources.folder(root, "folder:x").ids
     for index in range(len(found.ids)):
@@ -179,7 +179,7 @@ def test_an_archive_cannot_reach_outside(tmp_path: Path, member: str, kind: str)
     else:
         with zipfile.ZipFile(archive, "w") as packed:
             packed.writestr(member, b"x")
-    refused("folder:x", lambda: list(sources.unpack(archive, out, "folder:x")), line="unsafe archive.*escaped")
+    refused("folder:x", lambda: list(archives.unpack(archive, out, "folder:x")), line="unsafe archive.*escaped")
     assert not list(tmp_path.rglob("escaped.png"))
 
 
@@ -189,16 +189,16 @@ def test_a_link_out_of_the_archive_is_refused(tmp_path: Path) -> None:
         info.type, info.linkname = tarfile.SYMTYPE, "/etc"
         opened.addfile(info)
     (tmp_path / "out").mkdir()
-    refused("folder:x", lambda: list(sources.unpack(tmp_path / "x.tar", tmp_path / "out", "folder:x")), line="'train'")
+    refused("folder:x", lambda: list(archives.unpack(tmp_path / "x.tar", tmp_path / "out", "folder:x")), line="'train'")
 
 
 def test_damaged_archives_and_other_files(tmp_path: Path) -> None:
     whole = pack(both(tmp_path / "tree"), tmp_path / "x.tar.gz").read_bytes()
     (tmp_path / "cut.tar.gz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "x.tar").write_text("not an archive")
-    refused("folder:x", lambda: list(sources.unpack(tmp_path / "cut.tar.gz", tmp_path / "out", "folder:x")),
+    refused("folder:x", lambda: list(archives.unpack(tmp_path / "cut.tar.gz", tmp_path / "out", "folder:x")),
             line="archive is damaged")
-    refused("folder:x", lambda: sources.archive_fingerprint(tmp_path / "x.tar", "folder:x"),
+    refused("folder:x", lambda: archives.fingerprint(tmp_path / "x.tar", "folder:x"),
             line="neither a folder nor an archive.*allowed: a folder, .tar, .tar.gz, .tgz, .zip")
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from tlkd import datasets, explained, naming, seeding
-from tlkd.errors import BadInput
+from tlkd.errors import BadInput, expanded
 from tlkd.folder import StudyFolder
 from tlkd.sources import Samples
 from tlkd.specs import Data
@@ -69,7 +69,7 @@ def data_of(choice: Choice, folder: StudyFolder | None) -> Data:
     source, seed = choice.source or "", 0 if folder is None else folder.study.data.data_seed
     root = None if choice.root is None else str(choice.root)
     for name in (source, f"folder:{source}"):
-        if name == source or (source and Path(source).expanduser().exists()):
+        if name == source or (source and expanded(source, "SOURCE").exists()):
             try:
                 return Data(source=name, root=root, data_seed=seed, dev_fraction=0.0)
             except ValidationError:
@@ -113,7 +113,7 @@ def _of_split(split: str, samples: Samples, data: Data) -> NDArray[np.int64]:
 def _listed(path: Path, samples: Samples) -> NDArray[np.int64]:
     """The images that a file names, one a line."""
     try:
-        lines = path.expanduser().read_text(encoding="utf-8-sig").splitlines()
+        lines = expanded(str(path), "--list").read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise BadInput(f"--list: {path}: cannot be read ({error.strerror})") from None
     except ValueError:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tlkd import crew
-from tlkd.errors import BadInput
+from tlkd.errors import BadInput, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 def complain(message: str) -> int:
     """Say what was wrong with what was given, in one line; return the exit code of bad input."""
-    say(" ".join(message.split()))
+    say(one_line(message))
     return 2
 
 

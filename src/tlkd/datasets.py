@@ -15,8 +15,8 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
-from tlkd import images, seeding, shapes, sources, store
-from tlkd.errors import BadInput
+from tlkd import archives, images, seeding, shapes, sources, store
+from tlkd.errors import BadInput, expanded
 from tlkd.progress import track
 from tlkd.specs import Data, Shapes, canonical_hash
 
@@ -125,16 +125,16 @@ def _source(data: Data, cache: Path) -> tuple[str, Callable[[], sources.Samples]
         samples = _painted(data.shapes or Shapes(), data.data_seed)
         return samples.fingerprint, lambda: samples
     if kind == "folder":
-        path = Path(rest).expanduser()
+        path = expanded(rest, "data.source")
         if path.is_file():
-            fingerprint = sources.archive_fingerprint(path, data.source)
+            fingerprint = archives.fingerprint(path, data.source)
             return fingerprint, lambda: _unpacked(path, fingerprint, data.source, cache)
         if not path.is_dir():
             raise BadInput(f"data.source: {data.source}: there is no {path.absolute()}; "
                            "allowed: a folder, .tar, .tar.gz, .tgz, .zip")
         samples = sources.folder(path, data.source)
     else:
-        root = Path(data.root).expanduser() if data.root is not None else cache / "downloads"
+        root = expanded(data.root, "data.root") if data.root is not None else cache / "downloads"
         samples = sources.torchvision(rest or "CIFAR10", root, data.source)
     return samples.fingerprint, lambda: samples
 
@@ -150,7 +150,7 @@ def _painted(settings: Shapes, data_seed: int) -> sources.Samples:
 def _unpacked(archive: Path, fingerprint: str, name: str, cache: Path) -> sources.Samples:
     def build(folder: Path) -> None:
         (folder / "files").mkdir()
-        for _ in track(sources.unpack(archive, folder / "files", name), f"unpack {archive.name}", 100):
+        for _ in track(archives.unpack(archive, folder / "files", name), f"unpack {archive.name}", 100):
             pass
 
     artifact = store.get(cache, "archives", VERSION, {}, {"archive": fingerprint}, build)

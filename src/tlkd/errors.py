@@ -1,15 +1,49 @@
 """The two ways in which tlkd says no; every floor may raise them."""
 
+import errno
 import importlib
+from pathlib import Path
 from typing import Any
+
+LONGEST = 2000  # characters of a message
+
+
+def one_line(text: str) -> str:
+    """Any text as one line that a terminal only shows: control characters escaped, and not longer than it can bear.
+
+    Names of files, keys and classes stand in messages, and whoever made them may have put anything into them.
+    """
+    line = "".join(each if each.isprintable() else each.encode("unicode_escape").decode()
+                   for each in " ".join(text.split()))
+    return line if len(line) <= LONGEST else f"{line[:LONGEST // 2]} [...] {line[-LONGEST // 2 + 7:]}"
 
 
 class BadInput(Exception):
     """Something that the person can put right: one line that names the file or key, the value and what is allowed."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
 
 class RunFailed(Exception):
     """One training went wrong (a NaN loss, say); the other runs of the study go on."""
+
+
+def expanded(text: str, key: str) -> Path:
+    """A path as a person writes it, `~` being their home. Raises `BadInput` where it can be none, whatever is there."""
+    try:
+        path = Path(text).expanduser()
+        path.stat()
+    except RuntimeError:
+        raise BadInput(f"{key}: found {text!r}; nobody's home folder is known by that name; "
+                       "allowed: a path, in which ~ is your own home") from None
+    except ValueError:  # a null byte, half a character
+        raise BadInput(f"{key}: found {text!r}; no file can have such a name") from None
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            shown = text if len(text) <= 80 else f"{text[:77]}..."
+            raise BadInput(f"{key}: found {shown!r}; it cannot be opened ({error.strerror})") from None
+    return path
 
 
 def missing(who: str, extra: str) -> BadInput:

@@ -30,7 +30,7 @@ from tlkd import (
     wording,
 )
 from tlkd.cards import Facts, Weighed
-from tlkd.errors import BadInput, RunFailed, needs
+from tlkd.errors import BadInput, RunFailed, expanded, needs
 from tlkd.folder import Predictions, Run, StudyFolder, reading
 from tlkd.images import BadImage
 from tlkd.licences import Licence, licence_of
@@ -78,7 +78,7 @@ def export(text: str, to: Path, force: bool = False, images: Sequence[Path] = ()
         needs(package, f"tlkd export {text}", "export")
     wanted = _run_named(text)
     assert wanted.study is not None and wanted.run is not None
-    to = to.expanduser()
+    to = expanded(str(to), "--to")
     check_target(to, force)
     subject = subjects.open_subject(wanted, None, None, None, CPU)
     ready = subjects.preparation(subject)

@@ -1,6 +1,10 @@
 """One image: read it as 8-bit RGB whatever its file holds, and lay it onto a square."""
 
+import functools
+import stat
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -14,6 +18,7 @@ TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: I
          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
          8: Image.Transpose.ROTATE_90}
 SIDEWAYS = [TURNS[value] for value in (5, 6, 7, 8)]
+OTHER_PROGRAMS = ("EPS", "WMF")
 DEEP_GREY = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -39,6 +44,22 @@ class Upright(NamedTuple):
     turn: Image.Transpose | None
 
 
+@contextmanager
+def _open(path: Path) -> Iterator[Image.Image]:
+    """Open an image file, if it is a plain file in a format that Pillow reads by itself."""
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+        raise BadImage("no plain file")
+    with Image.open(path, formats=_formats()) as image:
+        yield image
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """All formats but those that another program reads: for EPS, Pillow starts Ghostscript, and it is a language."""
+    Image.init()
+    return tuple(name for name in Image.ID if name not in OTHER_PROGRAMS)
+
+
 def read_image(path: Path) -> Image.Image:
     """Read an image file as upright 8-bit RGB at its native size.
 
@@ -57,7 +78,7 @@ def decode(source: Path | Image.Image, side: int | None = None) -> Decoded:
     if isinstance(source, Image.Image):
         return Decoded(_rgb(source), source.mode, source.height, source.width, False)
     try:
-        with Image.open(source) as image:
+        with _open(source) as image:
             width, height = image.size
             mode = image.mode
             if side is not None:
@@ -82,8 +103,10 @@ def upright(source: Path | Image.Image) -> Upright:
     if isinstance(source, Image.Image):
         return Upright(*source.size, None)
     try:
-        with Image.open(source) as image:
+        with _open(source) as image:
             (width, height), turn = image.size, TURNS.get(image.getexif().get(ORIENTATION, 1))
+    except BadImage:
+        raise
     except Exception as error:  # whatever Pillow raises
         raise BadImage(_reason(error, source)) from None
     return Upright(height, width, turn) if turn in SIDEWAYS else Upright(width, height, None)
@@ -97,8 +120,10 @@ def native_sides(source: Path | Image.Image) -> tuple[int, int]:
     if isinstance(source, Image.Image):
         return min(source.size), max(source.size)
     try:
-        with Image.open(source) as image:
+        with _open(source) as image:
             return min(image.size), max(image.size)
+    except BadImage:
+        raise
     except Exception as error:
         raise BadImage(_reason(error, source)) from None
 

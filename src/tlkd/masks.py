@@ -5,6 +5,7 @@ drawn at. From there each pixel of the square takes the nearest one.
 """
 
 import hashlib
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image
 from tlkd import annotations, datasets, images, sources, wording
 from tlkd.annotations import Annotated, BadAnnotation, Region
 from tlkd.datasets import Dataset
-from tlkd.errors import BadInput
+from tlkd.errors import BadInput, expanded
 from tlkd.images import Upright
 from tlkd.naming import Names, class_key
 from tlkd.rasters import Mask, Polygon, axes, fill, lay
@@ -96,7 +97,7 @@ def open_masks(data: Data, dataset: Dataset, size: int, cache: Path) -> Masks:
     elif kind == "exact":
         where, drawn = data.masks, _exact(data, dataset)
     else:
-        path = Path(rest if kind == "folder" and rest else data.masks).expanduser()
+        path = expanded(rest if kind == "folder" and rest else data.masks, "data.masks")
         where, drawn = str(path), _annotated(path, samples, dataset, notes)
     try:
         return _laid(drawn, data, dataset, size, notes)
@@ -181,7 +182,9 @@ def read(path: Path) -> tuple[Annotated, ...]:
 
 
 def _parsed(path: Path) -> tuple[Annotated, ...]:
-    if (length := path.stat().st_size) > LARGEST_FILE:
+    if (status := path.stat()) and not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device never ends
+        raise BadAnnotation(f"it is no plain file; {FORMS}")
+    if (length := status.st_size) > LARGEST_FILE:
         raise BadAnnotation(f"it is {wording.size(length)} long, {wording.size(LARGEST_FILE)} are allowed; "
                             "keep the annotations of test images only")
     return annotations.parse(path.read_bytes())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from tlkd import progress, standalone, store
-from tlkd.errors import BadInput, nearest, needs
+from tlkd.errors import BadInput, expanded, nearest, needs
 from tlkd.standalone import FORMATS, Logits, Pixels, Preparation, Refused
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _check(options: Options) -> None:
 
 def _onnx(model: str, device: str) -> tuple[Preparation, Logits]:
     """An export's ONNX file in ONNX Runtime."""
-    path = Path(model).expanduser()
+    path = expanded(model, "MODEL")
     if not path.is_file():
         raise BadInput(f"{model}: there is no such file; allowed: an export's model.onnx")
     offered = needs("onnxruntime", f"tlkd predict {model}", "export").get_available_providers()

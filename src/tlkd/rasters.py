@@ -13,6 +13,8 @@ from tlkd.images import Fit
 Polygon = NDArray[np.float64]  # [point, 2]: x and y
 Mask = NDArray[np.bool_]  # [height, width]
 
+MOST_EDGES = 1024  # of a polygon, filled at a time
+
 
 def fill(mask: Mask, polygon: Polygon) -> None:
     """Add a polygon to a mask, in place: the pixels whose centre lies in it by the even-odd rule.
@@ -27,16 +29,21 @@ def fill(mask: Mask, polygon: Polygon) -> None:
     (x0, y0), (x1, y1) = np.where(down, begin, end).T, np.where(down, end, begin).T
     # An edge concerns the rows whose centre y has y0 <= y < y1.
     first, last = (np.clip(np.ceil(y - 0.5), 0, height).astype(np.int64) for y in (y0, y1))
-    edges = np.repeat(np.arange(len(polygon)), last - first)
-    rows = np.arange(len(edges)) - np.repeat(np.cumsum(last - first) - last, last - first)
-    x0, y0, x1, y1 = x0[edges], y0[edges], x1[edges], y1[edges]
-    crossing = x0 + (rows + 0.5 - y0) * (x1 - x0) / (y1 - y0)  # the product first: exact where it can be
-    columns = np.clip(np.ceil(crossing - 0.5), 0, width).astype(np.int64)  # the first centre that is not left of it
-    if not len(rows):
+    crossed = last - first
+    if not crossed.any():
         return
-    top, left = rows.min(), columns.min()
-    odd = np.zeros((rows.max() - top + 1, columns.max() - left + 1), np.uint8)
-    np.bitwise_xor.at(odd, (rows - top, columns - left), 1)
+    top, bottom = first[crossed > 0].min(), last[crossed > 0].max()
+    left, right = (int(np.clip(np.ceil(x - 0.5), 0, width)) for x in (polygon[:, 0].min(), polygon[:, 0].max()))
+    odd = np.zeros((bottom - top, right - left + 1), np.uint8)
+    ends = np.cumsum(crossed)
+    for start in range(0, len(polygon), MOST_EDGES):  # a few edges at a time: each may cross all rows
+        part = slice(start, start + MOST_EDGES)
+        edges = start + np.repeat(np.arange(len(crossed[part])), crossed[part])
+        rows = np.arange(len(edges)) + (ends - crossed)[start] - (ends - last)[edges]
+        # The product first: exact where it can be.
+        crossing = x0[edges] + (rows + 0.5 - y0[edges]) * (x1[edges] - x0[edges]) / (y1[edges] - y0[edges])
+        columns = np.clip(np.ceil(crossing - 0.5), left, right).astype(np.int64)  # the first centre not left of it
+        np.bitwise_xor.at(odd, (rows - top, columns - left), 1)
     inside = np.bitwise_xor.accumulate(odd, axis=1)[:, :-1].astype(np.bool_)  # the last column is where all has ended
     mask[top:top + inside.shape[0], left:left + inside.shape[1]] |= inside
 

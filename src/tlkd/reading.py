@@ -18,6 +18,10 @@ from tlkd.errors import BadInput, nearest
 from tlkd.schema import study_in
 from tlkd.specs import PATTERNS, Study
 
+LARGEST_FILE = 2 * 2**20  # bytes of a study's file: YAML is read at a megabyte every few seconds
+MOST_VALUES = 100_000  # in one study's file, aliases written out
+MOST_BITS = 1024  # of a whole number, which 0xfff... may have without end
+
 
 class _Loader(yaml.SafeLoader):
     """YAML as people expect it: 1e-3 is a number, and a key that stands twice is an error."""
@@ -58,7 +62,7 @@ for _side in (_Loader, _Dumper):
 def parse_yaml(text: str, origin: str) -> Any:
     """Parse YAML text; `origin` is what an error calls it. No two places of the result share a list or mapping."""
     try:
-        return _unshared(yaml.load(text, Loader=_Loader))
+        return _unshared(yaml.load(text, Loader=_Loader), [MOST_VALUES])
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         mark = getattr(error, "problem_mark", None)
@@ -68,16 +72,26 @@ def parse_yaml(text: str, origin: str) -> Any:
         raise BadInput(f"{origin}: not valid YAML: {error}") from None
 
 
-def _unshared(value: Any) -> Any:
-    """A copy in which an anchor's aliases are values of their own, so that `--set` changes the one it names."""
+def _unshared(value: Any, left: list[int]) -> Any:
+    """A copy in which an anchor's aliases are values of their own, so that `--set` changes the one it names.
+
+    `left` holds how many values may still come: aliases of aliases multiply. Raises `ValueError` where none is left.
+    """
+    left[0] -= 1
+    if left[0] < 0:
+        raise ValueError(f"it holds more than {MOST_VALUES:,} values, aliases written out")
+    if isinstance(value, int) and value.bit_length() > MOST_BITS:
+        raise ValueError(f"it holds a whole number of {value.bit_length():,} bits; allowed: {MOST_BITS:,}")
     if isinstance(value, dict):
-        return {key: _unshared(item) for key, item in value.items()}
-    return [_unshared(item) for item in value] if isinstance(value, list) else value
+        return {key: _unshared(item, left) for key, item in value.items()}
+    return [_unshared(item, left) for item in value] if isinstance(value, list) else value
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a study's YAML file as a raw mapping."""
     try:
+        if (length := path.stat().st_size) > LARGEST_FILE:
+            raise BadInput(f"{path}: is {length:,} bytes long; a study's file may have {LARGEST_FILE:,}")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: cannot be read as text: {error}") from None

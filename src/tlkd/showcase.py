@@ -13,8 +13,8 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
-from tlkd import datasets, progress, seeding, sources, standalone, store
-from tlkd.errors import BadInput, nearest
+from tlkd import archives, datasets, progress, seeding, sources, standalone, store
+from tlkd.errors import BadInput, expanded, nearest
 from tlkd.images import BadImage, decode, fit_image
 from tlkd.specs import Data
 from tlkd.subjects import Subject, Wanted, kind
@@ -127,7 +127,7 @@ def _of_training(size: int, seed: int | None, wanted: Wanted, subject: Subject) 
 
 def _listed(text: str, explained: Sequence[Path]) -> tuple[list[str], Callable[[int], Path | Image.Image]]:
     """The images that a background may be drawn from: their names, and how each is had."""
-    cache, path = store.cache_folder(), Path(text.removeprefix("folder:")).expanduser()
+    cache, path = store.cache_folder(), expanded(text.removeprefix("folder:"), "--background")
     try:
         data = Data(source=text)
     except ValidationError:
@@ -157,11 +157,11 @@ def _unpacked(archive: Path, cache: Path) -> Path:
     """An archive's files, unpacked where data sets unpack theirs."""
     def build(folder: Path) -> None:
         (folder / "files").mkdir()
-        for _ in progress.track(sources.unpack(archive, folder / "files", str(archive)), f"unpack {archive.name}", 100):
+        for _ in progress.track(archives.unpack(archive, folder / "files", str(archive)), f"unpack {archive.name}", 100):
             pass
 
     try:
-        fingerprint = sources.archive_fingerprint(archive, str(archive))
+        fingerprint = archives.fingerprint(archive, str(archive))
         return store.get(cache, "archives", datasets.VERSION, {}, {"archive": fingerprint}, build).path / "files"
     except BadInput as error:
         raise BadInput(str(error).replace("data.source:", "--background:")) from None

@@ -1,29 +1,27 @@
 """Where images come from: mnist5k, folders, archives of folders, torchvision's data sets."""
 
-import gzip
 import hashlib
 import importlib.metadata
 import importlib.util
 import os
 import socket
-import tarfile
-import zipfile
-import zlib
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tlkd.archives import hidden
 from tlkd.errors import BadInput, nearest
 from tlkd.images import BadImage
 
+DEEPEST = 100  # folders in one another
 TEST_NAMES = ("test", "val", "valid", "validation")
-SYSTEM_FILES = ("thumbs.db", "desktop.ini")  # what Windows hides, as a dot hides elsewhere
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,14 +113,17 @@ def _samples_of(root: Path, trees: Mapping[str, Mapping[str, list[tuple[str, int
 
 
 def _plain(text: str) -> bool:
-    """Whether a file name can be hashed, and printed on one line."""
-    return all(character >= " " and not "\ud800" <= character <= "\udfff" for character in text)
+    """Whether a file name can be hashed, and printed on one line that does nothing to a terminal."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text)
 
 
 def _tree(root: Path, name: str) -> dict[str, list[tuple[str, int, int]]]:
     """The files of each class folder: path below `root` (class folder included), bytes, time of change in ns."""
     where = f"data.source: {name}: {root}"
-    tree = {each: sorted(_files(root / each, each)) for each in _folders(root)}
+    try:
+        tree = {each: sorted(_files(root / each, each)) for each in _folders(root)}
+    except _Endless as endless:
+        raise BadInput(f"{where}: {endless}") from None
     if not tree:
         raise BadInput(f"{where} holds no class folders; allowed: train/<class>/* and test/<class>/*, or <class>/*")
     empty = [each for each, files in tree.items() if not files]
@@ -133,16 +134,30 @@ def _tree(root: Path, name: str) -> dict[str, list[tuple[str, int, int]]]:
     return tree
 
 
+class _Endless(Exception):
+    """A folder that holds itself."""
+
+
 def _files(at: Path, prefix: str) -> Iterator[tuple[str, int, int]]:
-    with os.scandir(at) as entries:
-        for entry in entries:
-            if _hidden(entry.name):
-                continue
-            if entry.is_dir():
-                yield from _files(Path(entry.path), f"{prefix}/{entry.name}")
-            else:
-                stat = entry.stat(follow_symlinks=entry.is_file())  # a broken link is a bad image, named as such
-                yield f"{prefix}/{entry.name}", stat.st_size, _changed(stat)
+    """All files below a folder. Raises `_Endless` where a link in it leads to a folder that it lies in."""
+    waiting: list[tuple[str, str, tuple[Any, ...]]] = [(str(at), prefix, ())]
+    while waiting:
+        folder, before, above = waiting.pop()
+        status = Path(folder).stat()
+        own = (status.st_dev, status.st_ino)
+        if own in above or len(above) > DEEPEST:
+            raise _Endless(f"{before[:200]!r} holds itself, or is nested more than {DEEPEST} folders deep; "
+                           "remove the link")
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if hidden(entry.name):
+                    continue
+                name = f"{before}/{entry.name}"
+                if entry.is_dir():
+                    waiting.append((entry.path, name, (*above, own)))
+                else:
+                    stat = entry.stat(follow_symlinks=entry.is_file())  # a broken link is a bad image, named as such
+                    yield name, stat.st_size, _changed(stat)
 
 
 def _changed(stat: os.stat_result) -> int:
@@ -152,7 +167,7 @@ def _changed(stat: os.stat_result) -> int:
 
 def _folders(at: Path) -> list[str]:
     with os.scandir(at) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not _hidden(entry.name))
+        return sorted(entry.name for entry in entries if entry.is_dir() and not hidden(entry.name))
 
 
 def _enter(at: Path) -> Path:
@@ -162,65 +177,8 @@ def _enter(at: Path) -> Path:
     return at
 
 
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX" or name.lower() in SYSTEM_FILES
-
-
 def _some(items: list[str], count: int = 5) -> str:
     return ", ".join(items[:count]) + (f" and {len(items) - count} more" if len(items) > count else "")
-
-
-def archive_fingerprint(archive: Path, name: str) -> str:
-    """What an archive is known by: the hash of its bytes. Raises `BadInput` where it is no archive."""
-    try:
-        known = zipfile.is_zipfile(archive) or tarfile.is_tarfile(archive)
-        with archive.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise BadInput(f"data.source: {name}: {archive} cannot be read ({error.strerror})") from None
-    if not known:
-        raise BadInput(f"data.source: {name}: {archive} is neither a folder nor an archive that can be read; "
-                       "allowed: a folder, .tar, .tar.gz, .tgz, .zip")
-    return f"archive {digest}"
-
-
-def unpack(archive: Path, into: Path, name: str) -> Iterator[int]:
-    """Unpack a tar or zip archive, yielding each per cent of the way; nothing lands outside of `into`.
-
-    Raises `BadInput` for a damaged archive and for a member that points outside.
-    """
-    steps = _unzip(archive, into) if zipfile.is_zipfile(archive) else _untar(archive, into)
-    reached = 0
-    try:
-        for fraction in steps:
-            yield from range(reached, reached := max(reached, int(100 * fraction)))
-        yield from range(reached, 100)
-    except tarfile.FilterError as error:
-        raise BadInput(f"data.source: {name}: unsafe archive, not unpacked: its member {error.tarinfo.name!r} "
-                       "points outside of it or is no plain file") from None
-    except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error, RuntimeError) as error:
-        raise BadInput(f"data.source: {name}: the archive is damaged: {str(error).splitlines()[0]}") from None
-
-
-def _untar(archive: Path, into: Path) -> Iterator[float]:
-    size = max(1, archive.stat().st_size)
-    with archive.open("rb") as raw, tarfile.open(fileobj=raw) as opened:
-        for member in opened:
-            if not any(_hidden(part) for part in PurePosixPath(member.name).parts if part != ".."):
-                opened.extract(member, into, filter="data")
-            yield min(1.0, raw.tell() / size)
-
-
-def _unzip(archive: Path, into: Path) -> Iterator[float]:
-    with zipfile.ZipFile(archive) as opened:
-        members = opened.infolist()
-        for number, member in enumerate(members, 1):
-            parts = PurePosixPath(member.filename.replace("\\", "/")).parts
-            if ".." in parts or parts[:1] == ("/",) or (parts and parts[0].endswith(":")):
-                raise tarfile.OutsideDestinationError(tarfile.TarInfo(member.filename), str(into / member.filename))
-            if not any(_hidden(part) for part in parts):
-                opened.extract(member, into)
-            yield number / len(members)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torchvision.models import get_model_weights
 
-from tlkd import models, plain, specs, standalone, store, weights
-from tlkd.errors import BadInput, nearest
+from tlkd import models, plain, seals, specs, standalone, store, weights
+from tlkd.errors import BadInput, expanded, nearest
 from tlkd.folder import Run, StudyFolder, reading
 from tlkd.images import Fit
 from tlkd.models import Network
@@ -66,12 +66,12 @@ def find(text: str) -> Wanted:
 
 def find_saved(text: str, otherwise: str) -> Wanted:
     """The finished run or the export that `text` names; raises `BadInput`, with `otherwise` where it is neither."""
-    path = Path(text).expanduser()
+    path = expanded(text, "RUN")
     if is_export(path):
         return Wanted(re.sub(r"[^\w.-]+", "-", path.resolve().name) or "export", export=path)
     study, colon, name = text.rpartition(":")
-    if colon and kind(path) is None and study and kind(Path(study).expanduser() / "study.yaml"):
-        path = Path(study).expanduser() / "runs" / name
+    if colon and kind(path) is None and study and kind(expanded(study, "RUN") / "study.yaml"):
+        path = expanded(study, "RUN") / "runs" / name
     if kind(path / "study.yaml"):
         runs = [run.run_id for run in StudyFolder(path).finished()]
         raise BadInput(f"{text}: is a whole study; name one of its finished runs"
@@ -144,9 +144,10 @@ def _of_run(folder: StudyFolder, run: Run, fit: Fit | None, device: torch.device
         mean, sd, started = _three(spec["input"]["mean"]), _three(spec["input"]["sd"]), spec["inputs"]["backbone"]
     with reading(path / "model.safetensors"):
         state = load_file(path / "model.safetensors")
-        damaged = "model.safetensors" in store.damaged(path)
+        damaged = store.damaged(path)
     if damaged:  # of the right length, but not what the training wrote
-        raise BadInput(f"{path / 'model.safetensors'}: is damaged; the study's own `tlkd run` makes it anew")
+        raise BadInput(f"{path / damaged[0]}: is damaged; the study's own `tlkd run` makes it anew")
+    seals.refuse(folder.path, ("data.json", "study.yaml"))
     if models.backbone_hash(network) != started:
         raise BadInput(f"{path}: was trained from other weights of {student.model} than those found here "
                        f"({network.origin}); bring those back")
@@ -231,7 +232,7 @@ def _outputs(spec: specs.Network, prefix: str, name: str) -> int:
 
 def _outputs_in(spec: specs.Network) -> int:
     """How many outputs the head in a file has, whoever named its tensors."""
-    state = weights.read_state(Path(spec.weights).expanduser())
+    state = weights.read_state(expanded(spec.weights, "weights"))
     with torch.random.fork_rng(devices=[]):
         heads = weights.whole_network(spec.model_copy(update={"weights": "none"}), 2, True).heads
     for head in (*heads, "head", "_fc"):

@@ -1,6 +1,7 @@
 """Whole networks as their libraries make them, with the weights that a spec names; nothing is ever unpickled."""
 
 import importlib.util
+import os
 import re
 import socket
 import sys
@@ -20,7 +21,7 @@ from torchvision.models import get_model, get_model_weights, list_models
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
 from tlkd import specs
-from tlkd.errors import BadInput, nearest
+from tlkd.errors import BadInput, expanded, nearest
 
 Triple = tuple[float, float, float]
 State = OrderedDict[str, Tensor]
@@ -89,7 +90,7 @@ def packaged_file(name: str) -> Path:
 
 def is_path(value: str) -> bool:
     """Whether a value of `weights` means a file: it has a folder or a weight file's suffix, or is there."""
-    return "/" in value or "\\" in value or value.endswith(SUFFIXES) or Path(value).is_file()
+    return "/" in value or "\\" in value or value.endswith(SUFFIXES) or os.path.isfile(value)  # noqa: PTH113  # Path.is_file raises for a long name
 
 
 def read_state(path: Path) -> State:
@@ -326,7 +327,7 @@ def _path(spec: specs.Network, named: list[str]) -> Path | None:
     if spec.weights == "none":
         return None
     if is_path(spec.weights):
-        return Path(spec.weights).expanduser()
+        return expanded(spec.weights, "weights")
     raise BadInput(f"weights: found {spec.weights!r}; allowed for {spec.model}: {', '.join(named)}, none, or the path "
                    f"of a file{nearest(spec.weights, named)}")
 
