@@ -9,7 +9,8 @@ from tlkd.comparison import Comparison, Entry, Member, shared_series
 from tlkd.frames import Row, frame_of, judged, sd_of
 
 JUDGED = ("word gain low high covers method p_seed p_image p_seed_adjusted p_image_adjusted seeds images effect "
-          "contrasts smallest_gain level too_small harmful seeds_needed images_needed")
+          "contrasts smallest_gain level too_small harmful seeds_needed images_needed "
+          "seeds_needed_together images_needed_together")
 
 
 def draw(found: Comparison) -> dict[str, pd.DataFrame]:

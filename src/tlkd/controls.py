@@ -62,7 +62,7 @@ def examine(study: Study, groups: Sequence[Group], labels: Ints) -> tuple[Contro
     given = {name: pair.given for pair in pairs for name in (pair.kd, pair.own)}
     tables = {name: table for pair in pairs for name, table in ((pair.kd, pair.kd_table), (pair.own, pair.own_table))}
     means = statistics.resampled_by_name(tables)
-    around = statistics.intervals(tables, level, given, means)
+    around = statistics.intervals(tables, level, given)
     verdicts = statistics.verdicts({pair.own: pair.kd_table - pair.own_table for pair in pairs},
                                    study.verdict.smallest_gain, level, given)
     found = []

@@ -11,7 +11,7 @@ from tlkd.findings import Findings
 from tlkd.layout import ENDPOINTS, Evidence
 from tlkd.series import at, under
 from tlkd.statistics import Interval, Verdict
-from tlkd.wording import NONE, count, digits_for, ends, gain, listed, number, p_value, percent
+from tlkd.wording import NONE, count, digits_for, ends, enough, gain, listed, number, p_value, percent
 
 SEEN = 0.05  # of resamples: a place with fewer is not named
 
@@ -91,12 +91,7 @@ def _too_few(verdict: Verdict) -> str:
 
 
 def _needed_sentence(verdict: Verdict) -> str:
-    needed = verdict.needed
-    if needed is None or needed.seeds is None or needed.images is None:
-        return ""
-    return (f"To show a gain of {number(100 * verdict.smallest_gain, 1)} points with 80 % power, judged by the "
-            f"observed spread, needs about {count(needed.seeds, 'seed')} (here {number(verdict.n_seeds, 0)}) and about "
-            f"{count(needed.images, 'test image')} (here {number(verdict.n_images, 0)}).")
+    return enough(verdict.needed, verdict.n_seeds, verdict.n_images, verdict.smallest_gain, "test image")
 
 
 def _trend_sentence(each: Course) -> str:

@@ -14,7 +14,8 @@ from tlkd.series import in_words
 from tlkd.statistics import Verdict
 
 JUDGED = ("word gain low high covers method p_seed p_image p_seed_adjusted p_image_adjusted seeds images effect "
-          "contrasts smallest_gain level too_small harmful seeds_needed images_needed")
+          "contrasts smallest_gain level too_small harmful seeds_needed images_needed "
+          "seeds_needed_together images_needed_together")
 
 
 def draw(found: Findings) -> dict[str, pd.DataFrame]:
@@ -58,6 +59,7 @@ def numbers(condition: Condition) -> Row:
 def compared(found: Findings) -> Iterator[tuple[Condition, Group, Group, Verdict | None]]:
     """TL beside each `tl_kd` arm under each condition, with its verdict (None where the two are equal by construction).
     """
+    tested = {(each.arm.name, each.condition): each for each in reversed(found.tested)}
     for condition in found.study.conditions:
         tl = found.group(found.tl.name, condition.name) if found.tl is not None else None
         for arm in found.study.arms:
@@ -65,8 +67,7 @@ def compared(found: Findings) -> Iterator[tuple[Condition, Group, Group, Verdict
             if tl is None or group is None or arm.kind != "tl_kd" or not set(tl.seeds) & set(group.seeds):
                 continue
             gain = found.difficulties.gain(arm.name, condition.name) if found.difficulties is not None else None
-            plain = next((each for each in found.tested
-                          if (each.arm.name, each.condition) == (arm.name, condition.name)), None)
+            plain = tested.get((arm.name, condition.name))
             yield condition, tl, group, (gain.verdict if gain is not None else
                                          plain.verdict if plain is not None else None)
 

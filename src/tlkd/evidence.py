@@ -8,7 +8,7 @@ from tlkd.findings import Findings
 from tlkd.foreground import Compared, Foreground
 from tlkd.layout import ENDPOINTS, Evidence
 from tlkd.observations import Observation
-from tlkd.wording import count, digits_for, ends, gain, listed, number, p_value, percent
+from tlkd.wording import count, digits_for, ends, enough, gain, listed, number, p_value, percent
 
 
 def hurts(each: Contrast) -> bool:
@@ -82,18 +82,8 @@ def _level(found: Findings, each: Contrast) -> float:
 
 
 def _needed_sentence(each: Contrast) -> str:
-    verdict, needed = each.verdict, each.verdict.needed
-    if needed is None:
-        return ""
-    least = f"To show a gain of {number(100 * verdict.smallest_gain, 1)} points with 80 % power"
-    if needed.seeds is None or needed.images is None:
-        return f"{least}, more than one seed is needed before it can be said how many."
-    text = (f"{least}, judged by the observed spread, needs about {count(needed.seeds, 'seed')} (here "
-            f"{number(verdict.n_seeds, 0)}) and about {count(needed.images, 'test image')} (here "
-            f"{number(verdict.n_images, 0)}).")
-    if needed.seeds <= verdict.n_seeds and needed.images <= verdict.n_images:
-        text += " There are enough of both: the gain itself lies too near to the border to be called."
-    return text
+    verdict = each.verdict
+    return enough(verdict.needed, verdict.n_seeds, verdict.n_images, verdict.smallest_gain, "test image")
 
 
 def _confusion_sentence(each: Contrast) -> str:
@@ -194,12 +184,8 @@ def covered(chance: str) -> str:
 
 
 def _share_needed(one: Compared) -> str:
-    verdict, needed = one.verdict, one.verdict.needed
-    if needed is None or needed.seeds is None or needed.images is None:
-        return ""
-    return (f"To show a gain of {number(100 * verdict.smallest_gain, 1)} points with 80 % power, judged by the "
-            f"observed spread, needs about {count(needed.seeds, 'seed')} (here {number(verdict.n_seeds, 0)}) and about "
-            f"{count(needed.images, 'image')} with a mask (here {number(verdict.n_images, 0)}).")
+    verdict = one.verdict
+    return enough(verdict.needed, verdict.n_seeds, verdict.n_images, verdict.smallest_gain, "masked image")
 
 
 def _certain_sentence(found: Findings, one: Foreground) -> str:
@@ -277,7 +263,7 @@ def sooner(found: Findings, each: Contrast) -> Evidence:
     needed = ""
     if speed.word == "inconclusive" and speed.seeds_needed is not None:
         needed = (f"To show a lead of {count(found.study.verdict.smallest_epochs, 'epoch')} with 80 % power, judged by "
-                  f"the observed spread, needs about {count(speed.seeds_needed, 'seed')} (here {one.n_seeds}).")
+                  f"the observed spread, needs at least {count(speed.seeds_needed, 'seed')} (here {one.n_seeds}).")
     return Evidence(label, speed.word, sentence, tuple(text for text in (first, reached, needed) if text))
 
 

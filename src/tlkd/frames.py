@@ -20,11 +20,13 @@ def judged(verdict: Verdict) -> Row:
     """All that stands behind a verdict, in the columns that every table of verdicts has."""
     same = ("word", "gain", "p_seed", "p_image", "p_seed_adjusted", "p_image_adjusted", "effect", "contrasts",
             "smallest_gain", "level", "too_small", "harmful")
+    together = (verdict.needed.together if verdict.needed else None) or (None, None)
     return {**{name: getattr(verdict, name) for name in same},
             **{name: getattr(verdict.interval, name) for name in ("low", "high", "covers", "method")},
             "seeds": verdict.n_seeds, "images": verdict.n_images,
             "seeds_needed": verdict.needed.seeds if verdict.needed else None,
-            "images_needed": verdict.needed.images if verdict.needed else None}
+            "images_needed": verdict.needed.images if verdict.needed else None,
+            "seeds_needed_together": together[0], "images_needed_together": together[1]}
 
 
 def sd_of(values: Any) -> float:

@@ -6,12 +6,15 @@ say; an interval covers 1 - `level`. Monte Carlo draws come from generators seed
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from tlkd import power
+from tlkd.power import Needed
+from tlkd.spreads import Spread, half_width, spread
 
 Floats = NDArray[np.float64]
 
@@ -19,7 +22,6 @@ FLIPS = 99_999  # Monte Carlo sign flips
 RESAMPLES = 9_999  # bootstrap resamples
 EXACT_SEEDS = 20  # sign flips are enumerated up to this many values, of seeds or of images
 BOOTSTRAP_SEEDS = 10  # fewer seeds than this are too few to resample, and so are fewer images
-POWER = 0.8
 SMALLEST_EXACT_P = 1e-10  # the Fourier sum in `_exact_flips` is good to about 1e-12
 _LONGEST_SUM = 2**22  # of `_exact_flips`; beyond it the Monte Carlo test is the cheaper
 _CELLS = 2**21  # numbers held at once while resampling: 16 MiB of float64
@@ -164,34 +166,32 @@ def t_interval(values: ArrayLike, level: float, least_spread: float = 0.0) -> tu
     return float(vector.mean()) - half, float(vector.mean()) + half
 
 
-def _rounding(table: Floats) -> float:
-    """The least spread that seeds' means of whole numbers can be said to have: equal counts are no certainty.
-
-    That of a number rounded to a multiple of 1 / images: its step over the square root of 12; 0 for other values.
-    """
-    return 1 / (table.shape[1] * math.sqrt(12)) if np.array_equal(table, np.rint(table)) else 0.0
-
-
 def interval(differences: ArrayLike, level: float, given: str = "") -> Interval:
     """The interval for the mean of `differences [seed, image]`.
 
-    From 10 seeds on, the percentile bootstrap that resamples seeds and images independently (Owen, "The pigeonhole
-    bootstrap", 2007: its variance errs on the large side); for 2 to 9 seeds, or fewer than 10 images, Student's t over
-    seeds' means, which says nothing of other test images; for one seed none. `given` adds a condition to `covers`,
-    "one teacher" say. Raises `ValueError` unless the differences are finite and at least one.
+    Student's, of both chances at once (`spreads.half_width`), for any number of seeds and images from 2 on; for one
+    image over seeds alone, for one seed none. `given` adds a condition to `covers`, "one teacher" say. Raises
+    `ValueError` unless the differences are finite and at least one.
     """
-    return intervals({"": differences}, level, {"": given})[""]
+    table = _table(differences)
+    return _interval(table, spread(table), level, given)
 
 
-def intervals(contrasts: Mapping[str, ArrayLike], level: float, given: Mapping[str, str],
-              means: Mapping[str, Floats] | None = None) -> dict[str, Interval]:
-    """The interval of each contrast (name -> differences `[seed, image]`), as `interval` gives it one by one.
+def _interval(table: Floats, parts: Spread, level: float, given: str) -> Interval:
+    condition, (seeds, images) = f", given {given}" if given else "", table.shape
+    if seeds == 1:
+        return Interval(math.nan, math.nan, "nothing", "one seed: no interval")
+    mean, half = float(table.mean()), half_width(parts, seeds, images, level)
+    if images == 1:
+        return Interval(mean - half, mean + half, "seeds, on this one test set" + condition,
+                        f"Student's t over {seeds} seeds")
+    return Interval(mean - half, mean + half, "seeds and test images" + condition,
+                    f"Student's t over {seeds} seeds and {images} images, two-way")
 
-    `means`: what `resampled_by_name` has given for these contrasts, where it is known already.
-    """
-    tables = {name: _table(differences) for name, differences in contrasts.items()}
-    means = resampled_by_name(tables) if means is None else means
-    return {name: _interval(table, means.get(name), level, given.get(name, "")) for name, table in tables.items()}
+
+def intervals(contrasts: Mapping[str, ArrayLike], level: float, given: Mapping[str, str]) -> dict[str, Interval]:
+    """The interval of each contrast (name -> differences `[seed, image]`)."""
+    return {name: interval(table, level, given.get(name, "")) for name, table in contrasts.items()}
 
 
 def resampled_by_name(tables: Mapping[str, Floats]) -> dict[str, Floats]:
@@ -202,18 +202,6 @@ def resampled_by_name(tables: Mapping[str, Floats]) -> dict[str, Floats]:
             shapes.setdefault(table.shape, []).append(name)
     return {name: means for names in shapes.values()
             for name, means in zip(names, resampled([tables[name] for name in names]), strict=True)}
-
-
-def _interval(table: Floats, means: Floats | None, level: float, given: str) -> Interval:
-    condition = f", given {given}" if given else ""
-    if means is not None:
-        low, high = (float(end) for end in np.quantile(means, [level / 2, 1 - level / 2]))
-        return Interval(low, high, "seeds and test images" + condition,
-                        f"percentile bootstrap over seeds and images, {RESAMPLES} resamples")
-    if len(table) == 1:
-        return Interval(math.nan, math.nan, "nothing", "one seed: no interval")
-    low, high = t_interval(table.mean(axis=1), level, _rounding(table))
-    return Interval(low, high, "seeds, on this one test set" + condition, f"Student's t over {len(table)} seeds")
 
 
 def resampled(tables: ArrayLike) -> Floats:
@@ -288,57 +276,15 @@ def wilcoxon(a: ArrayLike, b: ArrayLike) -> float:
     return float(stats.wilcoxon(differences, method="exact").pvalue)
 
 
-class Needed(NamedTuple):
-    """About how many seeds and test images would show the smallest gain; None where the spread is not known."""
-
-    seeds: int | None
-    images: int | None
-
-
 def needed(differences: ArrayLike, smallest_gain: float, level: float, contrasts: int = 1) -> Needed:
-    """About how many seeds, and test images, would show a gain of `smallest_gain` at 80 % power.
+    """How many seeds, and test images, would show a gain of `smallest_gain` at 80 % power (`power.needed`).
 
     From the observed spread of `differences [seed, image]`, never from the observed gain, at Holm's strictest level
-    for a family of `contrasts`. Seeds: power of the paired t test over seeds' mean differences (statsmodels), and at
-    least what the exact sign-flip needs for a p below that level. Images: normal approximation from the sd of the
-    seed-averaged differences, at the present number of seeds. One seed: seeds is None; one image: images is None.
-    Raises `ValueError` for a gain that is not positive.
+    for a family of `contrasts`. Raises `ValueError` for a gain that is not positive.
     """
-    if smallest_gain <= 0:
-        raise ValueError(f"smallest_gain: expected a positive number, found {smallest_gain}")
     table = _table(differences)
-    strict = level / contrasts
-    over_seeds, over_images = _spread(table.mean(axis=1)), _spread(table.mean(axis=0))
-    seeds = images = None
-    if not math.isnan(over_seeds):
-        fewest = _first(2, lambda n: 2.0 ** (1 - n) < strict)
-        seeds = max(fewest, _seeds_for(smallest_gain / over_seeds, strict)) if over_seeds > 0 else fewest
-    if not math.isnan(over_images):
-        from scipy.stats import norm
-
-        quantiles = float(norm.ppf(1 - strict / 2) + norm.ppf(POWER))
-        images = max(1, math.ceil((quantiles * over_images / smallest_gain) ** 2))
-    return Needed(seeds, images)
-
-
-def _seeds_for(effect: float, level: float) -> int:
-    from statsmodels.stats.power import TTestPower
-
-    # Beyond an effect of 5 the non-central t overflows, and there the sign-flip asks for more seeds anyway.
-    effect = min(effect, 5.0)
-    test = TTestPower()
-    return _first(2, lambda n: bool(test.power(effect, n, level) >= POWER))
-
-
-def _first(start: int, holds: Callable[[int], bool]) -> int:
-    """The smallest n from `start` on for which `holds`, which stays true once it is; by doubling, then halving."""
-    below, above = start - 1, start
-    while not holds(above):
-        below, above = above, 2 * above
-    while above - below > 1:
-        middle = (below + above) // 2
-        below, above = (below, middle) if holds(middle) else (middle, above)
-    return above
+    seeds, images = table.shape
+    return power.needed(spread(table), seeds, images, smallest_gain, level, contrasts)
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ def verdicts(found: Findings) -> pd.DataFrame:
     """The verdict on the primary endpoint for each contrast, with all that stands behind it."""
     columns = ("condition arm endpoint word gain low high covers method p_seed p_image p_seed_adjusted "
                "p_image_adjusted seeds images effect contrasts smallest_gain level too_small harmful seeds_needed "
-               "images_needed classes_gaining classes_losing confusion_agrees hypothesis_1 hypothesis_2 hypothesis_3")
+               "images_needed seeds_needed_together images_needed_together classes_gaining classes_losing "
+               "confusion_agrees hypothesis_1 hypothesis_2 hypothesis_3")
     return frame_of(columns, (_verdict(found, each) for each in found.contrasts))
 
 
@@ -246,7 +247,7 @@ def foreground(found: Findings) -> pd.DataFrame:
     return frame_of("condition arm on word tl_mean tl_sd mean sd gain low high covers method p_seed p_image "
                   "p_seed_adjusted p_image_adjusted wilcoxon_p seeds images left_out images_rising effect "
                   "effect_images contrasts smallest_gain level too_small harmful seeds_needed images_needed "
-                  "hypothesis_2", rows())
+                  "seeds_needed_together images_needed_together hypothesis_2", rows())
 
 
 def attention(found: Findings) -> pd.DataFrame:

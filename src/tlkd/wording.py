@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+from tlkd.power import Needed
+
 MINUS = "\N{MINUS SIGN}"
 SPACE = "\N{NO-BREAK SPACE}"
 NONE = "\N{EN DASH}"  # for a number that is not there
@@ -63,6 +65,33 @@ def count(value: float, noun: str) -> str:
     """`1 seed`, `10 seeds`, `1,000 test images`."""
     plural = noun if value == 1 else f"{noun}es" if noun.endswith("s") else f"{noun}s"
     return f"{number(value, 0)} {plural}"
+
+
+def enough(needed: Needed | None, seeds: int, images: int, gain: float, noun: str) -> str:
+    """How many seeds and images would show a gain, a fraction; `noun` is what an image is called. Empty for None."""
+    if needed is None:
+        return ""
+    show, here = f"show a gain of {number(100 * gain, 1)} points with 80 % power", f"these {count(seeds, 'seed')}"
+    if seeds < 2:
+        return f"To {show}, more than one seed is needed before it can be said how many."
+    if needed.seeds is not None and needed.seeds <= seeds:
+        return (f"There are enough seeds and {noun}s to {show}: the gain itself lies too near to the border to be "
+                "called.")
+    return f"To {show}, judged by the observed spread, needs at least {_more(needed, here, count(images, noun), noun)}."
+
+
+def _more(needed: Needed, here: str, these: str, noun: str) -> str:
+    """How many more: of one with what there is of the other, or of both."""
+    no_seeds, no_images = f"with these {these} no number of seeds is enough", f"no number of {noun}s with {here}"
+    more_seeds = f"{count(needed.seeds, 'seed')} with these {these}" if needed.seeds is not None else ""
+    more_images = f"{count(needed.images, noun)} with {here}" if needed.images is not None else ""
+    if more_seeds:
+        return f"{more_seeds}, or {more_images}" if more_images else f"{more_seeds}; {no_images} is enough"
+    if more_images:
+        return f"{more_images}; {no_seeds}"
+    both = needed.together
+    counts = f"{count(both[0], 'seed')} and {count(both[1], noun)}" if both else "more than can be counted"
+    return f"{counts} together: {no_seeds}, and {no_images}"
 
 
 def listed(words: Sequence[str]) -> str:
