@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,9 @@ STUDIES: dict[str, dict[str, Any]] = {
 }
 KILLS = {"digits": 25, "difficulties": 25, "whole networks": 25, "explanations": 10, "robustness": 15}
 WAYS = {"all processes": 4, "the driver alone": 2, "one worker": 2, "SIGTERM, the driver": 1, "Ctrl-C": 1}
+KILLING = ("all processes", "the driver alone", "one worker")
 BLIND, WRITING = 0.25, 0.35  # of the kills come at any time at all; at the moment when something is written
-LONGEST = 12.0  # seconds until a kill that comes at any time, at most
+LONGEST = 0.25  # of the time that the study takes in peace: until a kill that comes at any time, at most
 TO_LEAVE = 5.0  # seconds that workers have to notice that their driver is gone
 TO_STOP = 60.0  # seconds that a study has to stop when it is asked to
 
@@ -195,21 +197,27 @@ class Hunt:
     def __init__(self, name: str, kills: int, scratch: Path, draws: random.Random) -> None:
         self.name, self.kills, self.draws = name, kills, draws
         self.scratch, self.score = scratch / name.replace(" ", "-"), Score()
-        self.study = self.scratch / "study.yaml"
+        self.study, self.longest = self.scratch / "study.yaml", 0.0
         self.scratch.mkdir()
         self.study.write_text(yaml.safe_dump({"name": "hunted", **STUDIES[name]}))
+
+    @property
+    def killed(self) -> int:
+        """How many SIGKILLs there were: the signals that ask to stop come on top."""
+        return sum(self.score.kills[way] for way in KILLING)
 
     def run(self) -> Score:
         """Hunt the study until the kills are used up, each time to its end; compare each end with an unbroken study."""
         peace = self.scratch / "peace"
         began, code = time.perf_counter(), start(self.study, peace).wait()
-        self.say(f"in peace: exit code {code}, {time.perf_counter() - began:.0f} s")
+        self.longest = LONGEST * (time.perf_counter() - began)
+        self.say(f"in peace: exit code {code}, {self.longest / LONGEST:.0f} s")
         if code != 0:
             self.score.problems.append(f"in peace: exit code {code}: {(peace / 'said').read_text()[-500:]}")
             return self.score
         whole = everything(peace / "out")
         self.score.problems += [f"in peace: {line}" for line in left_over(peace)]
-        while self.score.kills.total() < self.kills:
+        while self.killed < self.kills:
             root = self.scratch / f"round-{self.score.rounds}"
             self.score.rounds += 1
             self.one_round(root)
@@ -233,7 +241,7 @@ class Hunt:
             process = start(self.study, root)
             self.score.starts += 1
             wounded = False
-            while self.score.kills.total() < self.kills and process.poll() is None:
+            while self.killed < self.kills and process.poll() is None:
                 before = len(kept.epochs)
                 way = self.strike(process, root)
                 self.score.problems += [f"{root.name}: {line}" for line in kept.look(root)]
@@ -260,11 +268,11 @@ class Hunt:
         way = self.draws.choices(list(WAYS), list(WAYS.values()))[0]
         moment = self.draws.random()
         if moment < BLIND:  # at any time at all, while Python is still importing too
-            wait_for(lambda: process.poll() is not None, self.draws.uniform(0.3, LONGEST))
+            wait_for(lambda: process.poll() is not None, self.draws.uniform(0.3, self.longest))
         else:  # a while after it has begun to write, or at the moment when it does again
             first = pulse(root)
             wait_for(lambda: process.poll() is not None or pulse(root) != first, 120)
-            wait_for(lambda: process.poll() is not None, self.draws.uniform(0, LONGEST / 2))
+            wait_for(lambda: process.poll() is not None, self.draws.uniform(0, self.longest / 2))
             if moment > 1 - WRITING:
                 second = pulse(root)
                 wait_for(lambda: process.poll() is not None or pulse(root) != second, 20)
@@ -328,21 +336,25 @@ def main() -> int:
     """Hunt every study, and say what came of it."""
     parser = common.options(__doc__)
     parser.add_argument("--only", action="append", choices=list(STUDIES), help="this study alone; may be repeated")
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="how many studies are hunted at once")
     parser.add_argument("--keep", type=Path, help="an empty folder to work in, which stays")
     options = parser.parse_args()
     chosen = options.only or (["digits"] if options.short else list(STUDIES))
-    draws, scores = random.Random(options.seed), dict[str, Score]()
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        for name in chosen:
-            scores[name] = Hunt(name, 4 if options.short else KILLS[name], options.keep or Path(scratch), draws).run()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch, \
+            ThreadPoolExecutor(options.at_once) as pool:
+        hunts = [Hunt(name, 4 if options.short else KILLS[name], options.keep or Path(scratch),
+                      random.Random(f"{options.seed} {name}")) for name in chosen]
+        scores = dict(zip(chosen, pool.map(Hunt.run, hunts), strict=True))
     problems = [f"{name}: {line}" for name, score in scores.items() for line in score.problems]
-    header = ["study", *WAYS, "kills", "starts", "brought to its end", "finished artifacts it kept, summed over kills",
+    header = ["study", *WAYS, "starts", "brought to its end", "finished artifacts it kept, summed over kills",
               "trainings that went on from a checkpoint", "files compared", "broken promises"]
-    rows = [[name, *(str(score.kills[way]) for way in WAYS), str(score.kills.total()), str(score.starts),
-             str(score.rounds), str(score.kept), str(score.resumed), str(score.compared), str(len(score.problems))]
+    rows = [[name, *(str(score.kills[way]) for way in WAYS), str(score.starts), str(score.rounds),
+             str(score.kept), str(score.resumed), str(score.compared), str(len(score.problems))]
             for name, score in scores.items()]
-    kills = sum(score.kills.total() for score in scores.values())
-    text = f"{kills} kills, {len(problems)} broken promises.\n\n{common.table(header, rows)}"
+    kills = sum(score.kills[way] for score in scores.values() for way in KILLING)
+    asked = sum(score.kills.total() for score in scores.values()) - kills
+    text = (f"{kills} SIGKILLs, {asked} signals that ask to stop, {len(problems)} broken promises.\n\n"
+            f"{common.table(header, rows)}")
     common.publish("kills", text, "python proofs/kills.py", options.write)
     for problem in problems:
         print(problem)

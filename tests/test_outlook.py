@@ -98,6 +98,25 @@ def test_it_is_complete_when_all_is_over_and_the_report_is_newer(tmp_path: Path)
     assert watcher.look().complete
 
 
+@pytest.mark.parametrize("later", [86_400.0, 31_536_000.0])
+def test_what_was_written_before_the_clock_was_set_back_tells_no_times(tmp_path: Path, later: float) -> None:
+    folder = lay_down(tmp_path / "out", "seeds=[0,1,2]", waiting=("tl-clean-2", "kd-clean-2"))
+    now = time.time()
+    finished(folder, 10.0, 10.0, now - 1)
+    for path in [folder.path / "study.yaml", *(folder.run_path(run) / "result.json" for run in folder.finished()[:2])]:
+        os.utime(path, (now + later,) * 2)
+    checkpoint(folder.work_path(folder.runs()[4]) / "abc", 4, now + later)
+    with locked(folder.run_path(folder.runs()[4])):
+        outlook = Watcher(folder.path).look()
+    assert outlook.elapsed is not None and outlook.left is not None
+    assert 0 < outlook.elapsed < 60 and 0 < outlook.left < 60 and 0 <= outlook.quiet < 60
+    for run in folder.runs()[4:]:
+        publish(folder, run)
+    store.replace_text(folder.path / "report.html", "of now")
+    outlook = Watcher(folder.path).look()
+    assert outlook.complete and outlook.elapsed is not None and 0 < outlook.elapsed < 60
+
+
 def test_a_study_that_grows_while_it_is_watched_is_read_anew(tmp_path: Path) -> None:
     folder = lay_down(tmp_path / "out")
     watcher = Watcher(folder.path)

@@ -24,6 +24,7 @@ from tlkd.underway import Curve, Trainings
 PAUSE = 60.0  # seconds without any training after which what comes is reckoned as a new start
 QUIET = 300.0  # seconds after which a folder where nothing changes is taken to be left alone
 LONGEST_START = 86_400.0  # seconds between a study's start and its first run; beyond, it was started in vain before
+AHEAD = 60.0  # seconds that machines' clocks differ by; what is later than that was written before a clock was set back
 RECENT = 60  # finished runs that the pace is measured by
 
 
@@ -121,18 +122,20 @@ class Watcher:
         training = tuple(self._training(folder, run, curves[run.run_id]) for run in runs
                          if states[run.run_id] == "running")
         now = time.time()
-        latest = tuple(sorted((each for each in results.values() if each.ended > 0), key=lambda each: -each.ended))
+        latest = tuple(sorted((each for each in results.values() if 0 < each.ended <= now + AHEAD),
+                              key=lambda each: -each.ended))
         pace = _pace(latest, training, now, _started(folder))
         over = all(each.state in ("done", "failed") for each in found.steps)
-        changed = max([latest[0].ended if latest else 0.0, *(each.curve.ended for each in training),
-                       *self._changed("study.yaml", "stages.json", "report.html", "explanations")])
+        times = [latest[0].ended if latest else 0.0, *(each.curve.ended for each in training),
+                 *self._changed("study.yaml", "stages.json", "report.html", "explanations")]
+        quiet = max(0.0, now - max((each for each in times if 0 < each <= now + AHEAD), default=now))
         waiting = any(each.state == "waiting" for each in found.steps)
         return Outlook(
             found, tuple(self._group(folder, states, results, curves)), training, latest,
             None if pace is None else pace.elapsed, None if pace is None or over else _left(runs, states, latest,
                                                                                             training, pace.speed),
-            now - changed, _explained(folder), in_the_cache() if waiting and not training else 0,
-            over and self._reported(latest, now - changed))
+            quiet, _explained(folder), in_the_cache() if waiting and not training else 0,
+            over and self._reported(latest, quiet))
 
     def _same_or_new(self) -> StudyFolder:
         path = self.path / "study.yaml"
@@ -223,7 +226,8 @@ class Pace:
 def _pace(latest: Sequence[Result], training: Sequence[Training], now: float, started: float | None) -> Pace | None:
     """The pace of the latest stretch of work; None before anything has happened."""
     spans = [(each.ended - each.seconds, each.ended) for each in latest]
-    active = [(each.curve.began, now) for each in training if each.curve.epochs]
+    active = [(min(each.curve.began, now - sum(each.curve.values("seconds"))), now) for each in training
+              if each.curve.epochs]
     pause = max(PAUSE, 5 * statistics.median(each.seconds for each in latest) if latest else 0.0)
     end = now if training or not latest else latest[0].ended
     began, work, recent = end, 0.0, end
