@@ -1,4 +1,4 @@
-"""What proofs do with whole studies: start them, tell whether a finished run was made again, compare what they leave."""
+"""What proofs do with whole studies: start them, see whether a run was made again, compare what they leave."""
 
 import hashlib
 import os
@@ -50,3 +50,32 @@ def contents(out: Path) -> dict[str, str]:
 def differences(whole: dict[str, str], other: dict[str, str]) -> list[str]:
     """The files that differ between two studies' `contents`, or stand in one alone."""
     return [name for name in {**whole, **other} if whole.get(name) != other.get(name)]
+
+
+SMALL = """name: small
+data:
+  source: shapes
+  shapes: {size: 32, train_per_class: 10, test_per_class: 6}
+  masks: exact
+student: {model: packaged:efficientnet_lite0, input_size: 32}
+teachers:
+  lite1: {model: packaged:efficientnet_lite1, input_size: 40, training: {epochs: 3}}
+arms:
+  - {name: tl, kind: tl}
+  - {name: kd, kind: tl_kd, teacher: lite1}
+conditions:
+  - {name: clean}
+  - {name: noisy, label_noise: {fraction: 0.3}}
+training: {epochs: 4, batch_size: 16}
+robustness:
+  - {kind: center_black, sizes: [0.5]}
+seeds: [0, 1]
+"""
+"""A study of eight runs that takes seconds: banks, a teacher, two conditions, distorted test images."""
+
+
+def write_small(path: Path, explained: bool = True) -> str:
+    """Write the small study's file, with Deep SHAP of two networks unless that is left out; its name."""
+    more = "explanation: {images: 1, seeds: 1, pictures: 1, background: {size: 4}}\n" if explained else ""
+    path.write_text(SMALL + more)
+    return str(path)

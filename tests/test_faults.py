@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -124,7 +125,7 @@ def check(root: Path, whole: dict[str, bytes], first: os.stat_result) -> None:
     assert (root / "text.txt").read_text() in ("the old text", "the new text")
     work(root)
     assert made(root) == whole
-    again = os.stat(root / "things" / address(1) / "manifest.json")
+    again = (root / "things" / address(1) / "manifest.json").stat()
     assert (again.st_ino, again.st_mtime_ns) == (first.st_ino, first.st_mtime_ns)
 
 
@@ -136,6 +137,13 @@ def address(size: int) -> str:
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """No power is cut here: that a flush is asked for, and can fail, is all that counts."""
     monkeypatch.setattr(os, "fsync", lambda number: None)
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A folder in memory, where there is one: hundreds of renames on a busy disk take half a minute."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as path:
+        yield Path(path)
 
 
 @pytest.fixture
@@ -159,7 +167,7 @@ def test_whatever_fails_in_the_store_one_line_says_so_and_nothing_is_lost(
     while True:
         fails_at += 1
         shutil.copytree(laid[0], trial)
-        first = os.stat(trial / "things" / address(1) / "manifest.json")
+        first = (trial / "things" / address(1) / "manifest.json").stat()
         faults = Faults(fails_at, fail)
         with faults.at_work():
             try:
@@ -205,7 +213,7 @@ def test_wherever_a_process_ends_in_the_store_the_next_one_goes_on(laid: tuple[P
     most = 120
     for fails_at in range(1, most):
         shutil.copytree(laid[0], tmp_path / "trials" / str(fails_at))
-    first = {fails_at: os.stat(tmp_path / "trials" / str(fails_at) / "things" / address(1) / "manifest.json")
+    first = {fails_at: (tmp_path / "trials" / str(fails_at) / "things" / address(1) / "manifest.json").stat()
              for fails_at in range(1, most)}
     ended = subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), str(Path(__file__).parent),
                             str(tmp_path / "trials"), "1"], capture_output=True, text=True, check=True)

@@ -21,7 +21,7 @@ from tlkd.batches import Pixels, Rows
 from tlkd.draws import draw, whole
 from tlkd.errors import RunFailed
 from tlkd.losses import distillation_loss, hard_loss, make_loss
-from tlkd.training import Fit, Task, epoch_batches, fit
+from tlkd.training import Fit, Task, _digest, epoch_batches, fit
 
 CPU = torch.device("cpu")
 CLASSES, WIDTH, SAMPLES, CHECKED = 3, 10, 41, 20
@@ -481,8 +481,25 @@ def test_what_a_checkpoint_leaves_out_would_be_noticed(tmp_path):
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     assert any(name.startswith("optimiser/") for name in tensors)
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("optimiser/")}
-    save_file(kept, path, metadata=metadata)
+    save_file(kept, path, metadata={**metadata, "sha256": _digest(metadata["rest"], kept)})
     assert not same_bits(train("all", settings, checkpoint=path)[0], whole)
+
+
+def test_a_bit_that_flipped_in_a_checkpoint_never_comes_into_the_weights(tmp_path, capsys):
+    settings, path = training(epochs=4), tmp_path / "c.safetensors"
+    whole, _ = train("all", settings)
+
+    def kill(result):
+        if result.epochs == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train("all", settings, checkpoint=path, on_epoch=kill)
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1  # of a tensor, where safetensors itself looks at nothing
+    path.write_bytes(content)
+    assert same_bits(train("all", settings, checkpoint=path)[0], whole)
+    assert "its checksum does not match); this training starts anew" in capsys.readouterr().err
 
 
 def test_a_finished_training_is_not_repeated(tmp_path):

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from tlkd import evaluation, explained, regions, store
+from tlkd import evaluation, explained, regions, seals, store
 from tlkd.errors import BadInput
-from tlkd.folder import RESULT_COLUMNS, Run, StudyFolder, load_predictions
+from tlkd.folder import RESULT_COLUMNS, Run, StudyFolder, load_predictions, reading
 
 ENDPOINT = "positive_share"
 ROUNDING = 1e-6  # of the attributions' sizes: stored in float32, their sum is not exact
@@ -22,8 +22,16 @@ def verify(path: Path) -> tuple[int, list[str]]:
     and masks. Raises BadInput where no study lies, or where it has no results yet.
     """
     folder = StudyFolder(path)
-    finished = folder.finished()
-    rows, problems = _rows(folder, [run.run_id for run in finished])
+    loose = [f"{name}: missing, or not what {seals.NAME} says" for name in seals.damaged(path)]
+    loose += [f"{name}: {seals.NAME} lacks it" for name in seals.unsealed(path)]
+    try:
+        finished = folder.finished()
+        rows, problems = _rows(folder, [run.run_id for run in finished])
+    except BadInput:
+        if not loose:
+            raise
+        return 0, loose  # what is damaged need not be readable
+    problems += loose
     for run in finished:
         problems += [f"runs/{run.run_id}/{line}" for line in _run_problems(folder, run)]
         if run.run_id in rows:
@@ -38,6 +46,22 @@ def verify(path: Path) -> tuple[int, list[str]]:
         if explained.there(folder, who):
             problems += [f"explanations/{who}/{line}" for line in _explanation_problems(folder, who)]
     return len(finished), problems
+
+
+def refuse_damaged(folder: StudyFolder) -> None:
+    """Raise `BadInput` that names the first damaged file of those that a report reads; `.npz` files say so themselves.
+
+    Weights are left to whoever reads them.
+    """
+    seals.refuse(folder.path)
+    finished = folder.finished()
+    explained_now = [explained.place(folder, who) for who in explained.current(folder) if explained.there(folder, who)]
+    for path in [*map(folder.run_path, finished), *map(folder.robustness_path, finished), *explained_now]:
+        if (path / store.MANIFEST).is_file():
+            with reading(path / store.MANIFEST):
+                bad = store.damaged(path, (".csv", ".json"))
+            if bad:
+                raise BadInput(f"{path / bad[0]}: is missing or damaged; the study's own `tlkd run` makes it anew")
 
 
 def _robustness_problems(folder: StudyFolder) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tlkd import album, controls, difficulties, foreground, results, robustness
+from tlkd import album, checks, controls, difficulties, foreground, results, robustness
 from tlkd.album import Overview
 from tlkd.conditions import Condition
 from tlkd.contrasts import Contrast, Group, Ints, contrast_all, tl_arm
@@ -108,11 +108,17 @@ class Findings:
 
     def group(self, arm: str, condition: str) -> Group | None:
         """The finished runs of an arm under a condition, if there are any."""
-        return next((each for each in self.groups if (each.arm.name, each.condition) == (arm, condition)), None)
+        return self._by_name.get((arm, condition))
+
+    @cached_property
+    def _by_name(self) -> dict[tuple[str, str], Group]:
+        """Groups are asked for once a contrast, table and figure: of thousands a search each would be quadratic."""
+        return {(each.arm.name, each.condition): each for each in self.groups}
 
 
 def find(folder: StudyFolder) -> Findings:
-    """Read a study's folder and work out what it found; raises `BadInput` where no study lies there."""
+    """Read a study's folder and work out what it found; raises `BadInput` where none lies there, or a damaged one."""
+    checks.refuse_damaged(folder)
     study, card = folder.study, folder.card()
     finished = folder.finished()
     seen = results.read(folder, finished)

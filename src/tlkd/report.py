@@ -10,6 +10,7 @@ from tlkd import (
     figures,
     pages,
     pictures,
+    seals,
     sections,
     series,
     shares,
@@ -19,12 +20,14 @@ from tlkd import (
     wording,
 )
 from tlkd.album import AGAIN, albums
-from tlkd.contrasts import Group, arm_label
+from tlkd.contrasts import arm_label
 from tlkd.figures import Drawing
 from tlkd.findings import Findings, find
 from tlkd.folder import StudyFolder
 from tlkd.specs import Study
 from tlkd.summary import Statement, Summary, summarise
+
+SAID = 40  # pieces of evidence a hypothesis that the page holds
 
 
 def write(folder: Path) -> Path:
@@ -44,6 +47,8 @@ def write(folder: Path) -> Path:
         store.replace_bytes(folder / "figures" / f"{drawing.name}.png", drawing.png)
     store.replace_text(folder / "summary.txt", plain(summarise(found)))
     store.replace_text(folder / "report.html", page(found, drawings))
+    if (folder / seals.NAME).is_file():  # not of a study at work
+        seals.seal(folder, seals.REPORT)
     return folder / "report.html"
 
 
@@ -64,7 +69,8 @@ def page(found: Findings, drawings: Sequence[Drawing]) -> str:
     return pages.render(
         "report.html", drawings, found=found, study=found.study, summary=summarise(found), sections=sections,
         hard=difficulty_sections,
-        wording=wording, label_of=arm_label, numbered=figures.NUMBERED, facts=_facts(found), blocks=_blocks(found),
+        wording=wording, label_of=arm_label, numbered=figures.NUMBERED, facts=_facts(found), blocks=figures.blocks(found)[:figures.CONTRASTS],
+        most=figures.CONTRASTS, series_drawn=difficulty_figures.SERIES, said=SAID,
         again=AGAIN, classes_shown=pictures.CLASSES, columns_shown=pictures.COLUMNS,
         scale_end=wording.number(100 * pictures.QUANTILE, 0),
         provenance=_provenance(found))
@@ -99,12 +105,6 @@ def _seeds(study: Study) -> str:
     """How many seeds an arm has, under each condition."""
     numbers = {len(study.seeds_of(each)) for each in study.conditions}
     return wording.count(max(numbers), "seed") if len(numbers) == 1 else f"{min(numbers)} to {max(numbers)} seeds"
-
-
-def _blocks(found: Findings) -> list[tuple[str, list[Group]]]:
-    """The finished runs of each base condition, those that have any."""
-    blocks = [(name, [group for group in found.groups if group.condition == name]) for name in found.base]
-    return [(name, groups) for name, groups in blocks if groups]
 
 
 def _provenance(found: Findings) -> list[tuple[str, str]]:

@@ -186,11 +186,13 @@ def _is_sound(final: Path) -> bool:
         return False
 
 
-def damaged(folder: Path) -> list[str]:
-    """The files of an artifact that are missing or do not have the checksum of its manifest."""
+def damaged(folder: Path, endings: tuple[str, ...] = ("",)) -> list[str]:
+    """The files of an artifact (whose names end so) that are missing or do not have the checksum of its manifest."""
     bad = []
     for name, expected in read_json(folder / MANIFEST)["files"].items():
         path = folder / name
+        if not name.endswith(endings):
+            continue
         if not path.is_file() or path.stat().st_size != expected["bytes"] or checksum(path) != expected["sha256"]:
             bad.append(name)
     return bad
@@ -298,8 +300,8 @@ def disk_trouble(error: OSError | SafetensorError, folder: Path | None = None) -
     number = _error_number(error)
     where = getattr(error, "filename", None) or folder or "a file"
     if number in FULL:
-        return (f"{folder or where}: the disk is full ({os.strerror(number)}); what stood there before still stands. Make room, "
-                "or choose another --out or TLKD_CACHE, and start again")
+        return (f"{folder or where}: the disk is full ({os.strerror(number)}); what stood there before still stands. "
+                "Make room, or choose another --out or TLKD_CACHE, and start again")
     if number in FAILING:
         return (f"{where}: the disk failed ({os.strerror(number)}); what is finished still stands. The same command "
                 "goes on from here once the disk is well, or choose another --out or TLKD_CACHE")

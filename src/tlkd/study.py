@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from tlkd import crew, evaluation, examples, explaining, progress, stages, store
+from tlkd import crew, evaluation, examples, explaining, progress, seals, stages, store
 from tlkd.conditions import Condition
 from tlkd.datasets import open_dataset, reopen
 from tlkd.engine import Executor, Inline, Job, Outcome, run_all
@@ -71,7 +71,7 @@ def run_study(study: Study, out: Path, device: torch.device, command: str = "", 
     always. `begun` is called once the folder is there: from then on it tells all.
     """
     folder, cache = StudyFolder(out), store.cache_folder()
-    folder.refuse_other(study)
+    damaged = _refuse_other(folder, study)
     refuse_newer(folder)
     context = Context(study, out.absolute(), cache.absolute(), str(device), threads)
     workshop = open_workshop(context)
@@ -81,7 +81,8 @@ def run_study(study: Study, out: Path, device: torch.device, command: str = "", 
     check_conditions(workshop)
     subject = explaining.prepare(workshop, folder)
     with store.guard_disk(out):
-        folder.prepare(study, provenance(command, device))
+        folder.prepare(study, provenance(command, device), anew=damaged)
+        seals.mend(out)
         write_card(workshop, out)
         examples.write(workshop, out)
         folder.forget_failures(everything=retry_failed)
@@ -100,8 +101,25 @@ def run_study(study: Study, out: Path, device: torch.device, command: str = "", 
             write_stages(folder, workshop.stages)
         if not folder.failures():
             shutil.rmtree(out / ".work", ignore_errors=True)
+        seals.seal(out, seals.STUDY)
     return {**folder.failures(), **folder.robustness_failures(),
             **{f"explanation of {who}": why for who, why in folder.explanation_failures().items()}}
+
+
+def _refuse_other(folder: StudyFolder, study: Study) -> bool:
+    """Refuse a folder that holds another study; whether its `study.yaml` is damaged, and says the same even so."""
+    damaged = bool(seals.damaged(folder.path, ("study.yaml",)))
+    try:
+        folder.refuse_other(study)
+    except BadInput as error:
+        if damaged:
+            raise BadInput(f"{folder.path / 'study.yaml'}: is not what {seals.NAME} says, and not this study as it is "
+                           f"({error}). Put a copy in its place, such as the same command with another --out begins "
+                           "with") from None
+        raise
+    if damaged:
+        progress.say(f"{folder.path / 'study.yaml'}: is not what {seals.NAME} says; it is written again")
+    return damaged
 
 
 def open_workshop(context: Context) -> Workshop:

@@ -1,5 +1,6 @@
 """One visible training loop. It never sees a teacher: only a loss, and batches that may carry soft labels."""
 
+import hashlib
 import json
 import math
 import time
@@ -275,15 +276,25 @@ def _save(path: Path, network: Network, optimiser: torch.optim.Optimizer, schedu
         tensors |= {f"optimiser/{number}/{name}": tensor for name, tensor in entries.items() if torch.is_tensor(tensor)}
     rest = {"history": result.history, "best_epoch": result.best_epoch, "best_accuracy": result.best_accuracy,
             "groups": state["param_groups"], "scheduler": scheduler.state_dict(), "scaler": scaler.state_dict()}
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(rest)
     temporary = path.with_suffix(".tmp")
     with store.guard_disk(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary,
-                      metadata={"rest": json.dumps(rest)})
+            save_file(kept, temporary, metadata={"rest": text, "sha256": _digest(text, kept)})
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _digest(rest: str, tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over all that a checkpoint holds: a flipped bit in it would go on into the weights."""
+    digest = hashlib.sha256(rest.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _begin(us: Crew, checkpoint: Path | None, network: Network, optimiser: torch.optim.Optimizer, scheduler: Scheduler,
@@ -308,8 +319,11 @@ def _read(path: Path) -> Saved | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            return (json.loads(file.metadata()["rest"]),
-                    {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (it has no iterator)
+            said = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it has no iterator)
+        if said["sha256"] != _digest(said["rest"], tensors):
+            raise ValueError("its checksum does not match")
+        return json.loads(said["rest"]), tensors
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         say(f"{path}: cannot be read ({error}); this training starts anew")
         path.unlink()

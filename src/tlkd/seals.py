@@ -1,0 +1,68 @@
+"""SHA256SUMS: the checksums of a study's files that no manifest holds, in the form that `sha256sum -c` reads.
+
+A study at work has none: it is written when the study has come to its end, and again, for its own files, by a report.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tlkd import store
+from tlkd.errors import BadInput
+from tlkd.progress import say
+
+NAME = "SHA256SUMS"
+STUDY = ("study.yaml", "data.json", "results.csv", "stages.json", "examples.json", "examples.npz", "teachers/*/*",
+         "explanations/*.json", "explanations/*.npz")
+"""What a run of the study leaves outside of its artifacts."""
+REPORT = ("summary.txt", "report.html", "tables/*.csv", "figures/*.svg", "figures/*.png")
+
+
+def seal(folder: Path, patterns: Iterable[str]) -> None:
+    """Write the checksums of the files that these patterns name; those of other files stay as they are."""
+    found = {name: store.checksum(folder / name) for name in _there(folder, patterns)}
+    kept = {name: digest for name, digest in read(folder).items()
+            if not any(Path(name).match(pattern) for pattern in patterns)}
+    lines = [f"{digest}  {name}\n" for name, digest in sorted({**kept, **found}.items())]
+    store.replace_text(folder / NAME, "".join(lines))
+
+
+def _there(folder: Path, patterns: Iterable[str]) -> list[str]:
+    return [path.relative_to(folder).as_posix() for pattern in patterns for path in sorted(folder.glob(pattern))
+            if path.is_file() and not path.name.startswith(".")]
+
+
+def read(folder: Path) -> dict[str, str]:
+    """The checksums by file; empty where none were written. Lines that are none are left out."""
+    try:
+        lines = (folder / NAME).read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return {}
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines) if name}
+
+
+def damaged(folder: Path, patterns: Iterable[str] = (*STUDY, *REPORT)) -> list[str]:
+    """The files that these patterns name and that are gone, or are not what their checksums say."""
+    return [name for name, digest in read(folder).items() if any(Path(name).match(each) for each in patterns)
+            and (not (folder / name).is_file() or store.checksum(folder / name) != digest)]
+
+
+def unsealed(folder: Path) -> list[str]:
+    """The files of a study that has come to its end which have no checksum; none where it has not."""
+    known = read(folder)
+    return [name for name in _there(folder, STUDY) if name not in known] if known else []
+
+
+def refuse(folder: Path, patterns: Iterable[str] = STUDY) -> None:
+    """Raise `BadInput` that names the first damaged file."""
+    for name in damaged(folder, patterns):
+        raise BadInput(f"{folder / name}: is not what {NAME} says; the study's own `tlkd run` makes it anew")
+
+
+def mend(folder: Path) -> None:
+    """Remove what is damaged, and say so, before a run that makes it again; then the checksums, until its end."""
+    for name in damaged(folder):
+        if name == "study.yaml":  # which the run itself judges, and writes anew
+            continue
+        say(f"{folder / name}: is not what {NAME} says; it is made again")
+        (folder / name).unlink(missing_ok=True)
+    (folder / NAME).unlink(missing_ok=True)
