@@ -19,16 +19,17 @@ IDENTITY_AND_FLIP = (View(), View(flip=True))
 
 @dataclass(frozen=True)
 class Row:
-    """One benchmark: the ratios of its repeats, and what is hoped for."""
+    """One benchmark: the ratios of its repeats (figures in `unit`, where it has one), and what is hoped for."""
 
     what: str
     ratios: list[float]
     goal: str
     note: str
+    unit: str = ""
 
     def print(self) -> None:
         low, middle, high = min(self.ratios), statistics.median(self.ratios), max(self.ratios)
-        print(f"{self.what}: median {middle:.3f} ({low:.3f} to {high:.3f}, {len(self.ratios)} repeats), "
+        print(f"{self.what}: median {middle:.3f} ({low:.3f} to {high:.3f}, {len(self.ratios)} repeats) {self.unit}, "
               f"goal {self.goal}. {self.note}")
         print("ROW " + json.dumps(asdict(self)), flush=True)
 

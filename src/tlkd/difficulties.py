@@ -7,6 +7,7 @@ difficult condition, the trends, the peaks.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -129,7 +130,11 @@ class Difficulties:
 
     def gain(self, arm: str, condition: str) -> Gain | None:
         """An arm's gain under a difficult condition, if both arms have finished runs of it."""
-        return next((each for each in self.gains if (each.arm.name, each.condition) == (arm, condition)), None)
+        return self._by_name.get((arm, condition))
+
+    @cached_property
+    def _by_name(self) -> dict[Key, Gain]:
+        return {(each.arm.name, each.condition): each for each in self.gains}
 
     def of(self, series: Series) -> tuple[Course, ...]:
         """The arms' courses along a series."""
@@ -149,19 +154,18 @@ def examine(study: Study, groups: Sequence[Group], labels: Ints) -> Difficulties
     gains = tuple(Gain(pairs[key][1].arm, key[1], pairs[key][1].label, tuple(both_seeds(*pairs[key])), verdict)
                   for key, verdict in verdicts.items())
     series = series_of(study.conditions)
-    drafts = [_Draft(study, arm, each, pairs, weights) for each in series for arm in study.arms
-              if arm.kind == "tl_kd" and not same_as_tl(study, arm)]
+    taught = [(arm, _planned(study, arm)) for arm in study.arms if arm.kind == "tl_kd" and not same_as_tl(study, arm)]
+    drafts = [_Draft(study, arm, planned, each, pairs, weights) for each in series for arm, planned in taught]
     return Difficulties(series, gains, tuple(_courses(study, [each for each in drafts if each.planned])))
 
 
 class _Draft:
     """One arm along one series before its families are judged."""
 
-    def __init__(self, study: Study, arm: Arm, series: Series, pairs: Mapping[Key, tuple[Group, Group]],
-                 weights: Floats) -> None:
+    def __init__(self, study: Study, arm: Arm, planned: set[str], series: Series,
+                 pairs: Mapping[Key, tuple[Group, Group]], weights: Floats) -> None:
         self.arm, self.series = arm, series
         self.key = f"{arm.name}/{series.key}"
-        planned = _planned(study, arm)
         self.planned = any(place.name in planned for place in series.hard)
         self.places = tuple(place for place in series.places if (arm.name, place.name) in pairs)
         self.left_out = tuple(place.name for place in series.places
@@ -232,7 +236,7 @@ def _peaks(drafts: Sequence[_Draft], level: float) -> dict[str, Peak]:
     inner = {key: trends.inner_peak(stack.mean(axis=2)) for key, stack in stacks.items()}
     tested = [key for key, one in inner.items() if np.isfinite(one.p)]
     adjusted = dict(zip(tested, statistics.holm([inner[key].p for key in tested]).tolist(), strict=True))
-    tops = {key: trends.peak(stack) for key, stack in stacks.items()}
+    tops = dict(zip(stacks, trends.peaks(list(stacks.values())), strict=True))
     around = statistics.intervals({key: stack[tops[key].place] for key, stack in stacks.items()}, level,
                                   {draft.key: draft.given for draft in drafts})
     found = {}

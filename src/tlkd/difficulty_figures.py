@@ -19,6 +19,7 @@ from tlkd.robustness import Curve
 from tlkd.series import AXES, CORRUPTION, Place, Series, under
 from tlkd.specs import Arm
 
+SERIES = 12  # that are drawn: series.csv and difficulties.csv hold all
 MARKERS = "oDs^vP"
 NOTHING = (float("nan"),) * 3
 APART = 0.06  # of an axis: labels of places that lie closer are left out
@@ -31,6 +32,8 @@ def draw(found: Findings) -> list[Drawing]:
     makers: list[Maker] = []
     for series in found.difficulties.series if found.difficulties is not None else ():
         if not series.lone and len(_there(found, series)) > 1:
+            if len(makers) == SERIES:
+                break
             makers.append((f"difficulty_{series.key}", f"{under(series)}: each arm's accuracy, and its gain over TL",
                            partial(along, found, series)))
     for condition in found.base:

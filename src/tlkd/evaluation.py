@@ -4,6 +4,7 @@ Everywhere, `labels` is `[sample]` of class numbers and `logits` is `[sample, cl
 `ValueError` where these do not fit each other, or where a logit is not finite.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,13 +45,32 @@ def metrics(labels: ArrayLike, logits: ArrayLike) -> dict[str, float]:
     accuracy, and accuracy too on a balanced split. From counts, as scikit-learn has them, in a tenth of its time; the
     log loss is not cut off at the smallest probability that float64 holds. `ece`: 15 bins, see `reliability`.
     """
+    return evaluate(labels, logits).metrics
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """All that a report says of one network on one split: what takes the logits is done once."""
+
+    metrics: dict[str, float]  # those of `metrics`
+    correct: NDArray[np.bool_]  # [sample]
+    confusion: Ints  # [class true, class predicted]
+    per_class: dict[str, Floats]  # precision, recall, f1 -> [class], 0 where undefined
+    reliability: "Reliability"
+
+
+def evaluate(labels: ArrayLike, logits: ArrayLike) -> Evaluated:
+    """Metrics, confusion, scores by class and reliability of one network on one split, in one pass."""
     numbers, values = _checked(labels, logits)
-    counts = _counts(numbers, values)
-    precision, recall, f1 = (each[counts.sum(axis=1) > 0].mean() for each in _scores(counts))
-    loss = -_log_softmax(values)[np.arange(len(numbers)), numbers].mean()
-    return {"accuracy": float(np.trace(counts) / len(numbers)), "balanced_accuracy": float(recall),
-            "precision": float(precision), "recall": float(recall), "f1": float(f1), "log_loss": float(loss),
-            "ece": reliability(numbers, values).ece}
+    counts, logs = _counts(numbers, values), _log_softmax(values)
+    scores = dict(zip(("precision", "recall", "f1"), _scores(counts), strict=True))
+    precision, recall, f1 = (each[counts.sum(axis=1) > 0].mean() for each in scores.values())
+    loss, correct = -logs[np.arange(len(numbers)), numbers].mean(), values.argmax(axis=1) == numbers
+    calibrated = _reliability(np.exp(logs.max(axis=1)), correct)
+    return Evaluated({
+        "accuracy": float(np.trace(counts) / len(numbers)), "balanced_accuracy": float(recall),
+        "precision": float(precision), "recall": float(recall), "f1": float(f1), "log_loss": float(loss),
+        "ece": calibrated.ece}, correct, counts, scores, calibrated)
 
 
 def confusion(labels: ArrayLike, logits: ArrayLike) -> Ints:
@@ -103,13 +123,25 @@ def reliability(labels: ArrayLike, logits: ArrayLike, bins: int = 15) -> Reliabi
     Source: Guo, Pleiss, Sun and Weinberger, "On calibration of modern neural networks", 2017, section 2.
     """
     numbers, values = _checked(labels, logits)
-    confidence = np.exp(_log_softmax(values).max(axis=1))
-    correct = values.argmax(axis=1) == numbers
+    return _reliability(np.exp(_log_softmax(values).max(axis=1)), values.argmax(axis=1) == numbers, bins)
+
+
+def _reliability(confidence: Floats, correct: NDArray[np.bool_], bins: int = 15) -> Reliability:
     place = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
     count = np.bincount(place, minlength=bins)
     safe = np.where(count > 0, count, np.nan)
     return Reliability((np.arange(bins) + 0.5) / bins, np.bincount(place, confidence, bins) / safe,
                        np.bincount(place, correct, bins) / safe, count.astype(np.int64))
+
+
+def pooled(parts: Sequence[Reliability]) -> Reliability:
+    """The reliability of several networks' predictions together, from each one's."""
+    counts = np.array([part.count for part in parts])
+    count = counts.sum(axis=0)
+    safe = np.where(count > 0, count, np.nan)
+    confidence, accuracy = (np.nansum(counts * np.array(each), axis=0) / safe for each in (
+        [part.confidence for part in parts], [part.accuracy for part in parts]))
+    return Reliability(parts[0].centre, confidence, accuracy, count)
 
 
 def agreement(student_logits: ArrayLike, teacher_logits: ArrayLike) -> dict[str, float]:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import matplotlib as mpl
@@ -30,6 +31,7 @@ GREY = "#5f6b76"
 NUMBERED = 15  # a confusion of more classes than this has no numbers in its cells
 FEWEST = 10  # a bin of fewer predictions says little of accuracy, and is left out
 NAMED = 40  # and of more than this no class names
+CONTRASTS = 8  # that figures and tables of their own are made for, and so many base conditions: the CSV files hold all
 METRIC = {"accuracy": "test accuracy", "balanced_accuracy": "balanced test accuracy"}
 
 STYLE: Any = {
@@ -58,17 +60,15 @@ class Drawing:
 def draw(found: Findings) -> list[Drawing]:
     """All figures of the base conditions for which the study has results."""
     makers: list[Maker] = []
-    for condition in found.base:
-        groups = [group for group in found.groups if group.condition == condition]
-        if groups:
-            makers.append((f"convergence_{condition}", "Accuracy after each epoch for each arm, mean and sd over seeds",
-                           partial(convergence, found, groups)))
-            makers.append((f"calibration_{condition}", "Accuracy by confidence for each arm and teacher",
-                           partial(calibration, found, groups)))
-            if not any(each.condition == condition for each in found.contrasts):
-                makers += [(f"confusion_{one.arm.name}_{condition}", f"Confusion matrix of {one.label}",
-                            partial(confusion_alone, found, one)) for one in groups]
-    for each, tl, group in found.pairs():
+    for condition, groups in blocks(found)[:CONTRASTS]:
+        makers.append((f"convergence_{condition}", "Accuracy after each epoch for each arm, mean and sd over seeds",
+                       partial(convergence, found, groups)))
+        makers.append((f"calibration_{condition}", "Accuracy by confidence for each arm and teacher",
+                       partial(calibration, found, groups)))
+        if not any(each.condition == condition for each in found.contrasts):
+            makers += [(f"confusion_{one.arm.name}_{condition}", f"Confusion matrix of {one.label}",
+                        partial(confusion_alone, found, one)) for one in groups]
+    for each, tl, group in islice(found.pairs(), CONTRASTS):
         name = f"{each.arm.name}_{each.condition}"
         makers += [(f"gains_{name}", f"Gain of {each.label} over {each.tl_label} for each seed",
                     partial(gains, found, each, tl, group)),
@@ -77,6 +77,14 @@ def draw(found: Findings) -> list[Drawing]:
                    (f"difference_{name}", f"Confusion matrix of {each.label} minus that of {each.tl_label}",
                     partial(difference, found, each))]
     return [render(*each) for each in makers]
+
+
+def blocks(found: Findings) -> list[tuple[str, list[Group]]]:
+    """The finished runs of each base condition, those that have any."""
+    by_condition: dict[str, list[Group]] = {name: [] for name in found.base}
+    for group in found.base_groups:
+        by_condition[group.condition].append(group)
+    return [(name, groups) for name, groups in by_condition.items() if groups]
 
 
 def colour(found: Findings, arm: str) -> str:

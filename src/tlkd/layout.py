@@ -10,6 +10,7 @@ from tlkd.wording import NONE, ends, number, percent
 
 LONGEST = 30  # rows; of more, tables show the first and the last ten
 SHOWN = 10
+MOST = 200  # rows of any table on a page; its CSV file holds all
 ENDPOINTS = {"accuracy": "test accuracy", "balanced_accuracy": "balanced test accuracy"}
 
 
@@ -28,6 +29,17 @@ class Table:
     dense: bool = False  # many columns: set smaller
     wraps: bool = False  # the second column holds long words, which may break
     breaks: bool = False  # words may break anywhere: many columns of long ones
+
+    @property
+    def shown(self) -> tuple[tuple[str, ...], ...]:
+        """The rows that a page holds: of very many the first and the last, so that it opens in any browser."""
+        if len(self.rows) <= MOST:
+            return self.rows
+        first, last = self.rows[:MOST // 2], self.rows[-MOST // 2:]
+        where = f" in {self.file}" if self.file else ""
+        gap = (f"\N{HORIZONTAL ELLIPSIS} {len(self.rows) - len(first) - len(last):,} more{where}",
+               *[""] * (len(self.heads) - 1))
+        return (*first, gap, *last)
 
 
 @dataclass(frozen=True)

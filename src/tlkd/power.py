@@ -5,6 +5,7 @@ The power is that of the whole rule: the interval above 0 and both corrected p b
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -107,6 +108,7 @@ def power(parts: _Components, seeds: int, images: int, rule: tuple[float, float,
     return float(np.mean(passed & (means > np.sqrt(squares))))
 
 
+@cache
 def _drawn() -> Floats:
     """Standard normal draws `[draw, part]`: an image's part, the seeds' mean, two variances, and each of few seeds."""
     return np.random.default_rng(list(b"power")).standard_normal((DRAWS, 3 + EXACT))

@@ -69,7 +69,8 @@ def page(found: Findings, drawings: Sequence[Drawing]) -> str:
     return pages.render(
         "report.html", drawings, found=found, study=found.study, summary=summarise(found), sections=sections,
         hard=difficulty_sections,
-        wording=wording, label_of=arm_label, numbered=figures.NUMBERED, facts=_facts(found), blocks=figures.blocks(found)[:figures.CONTRASTS],
+        wording=wording, label_of=arm_label, numbered=figures.NUMBERED, facts=_facts(found),
+        blocks=figures.blocks(found)[:figures.CONTRASTS],
         most=figures.CONTRASTS, series_drawn=difficulty_figures.SERIES, said=SAID,
         again=AGAIN, classes_shown=pictures.CLASSES, columns_shown=pictures.COLUMNS,
         scale_end=wording.number(100 * pictures.QUANTILE, 0),

@@ -13,7 +13,7 @@ from tlkd import evaluation
 from tlkd.conditions import Condition
 from tlkd.contrasts import METRICS, Floats, Group, Ints, arm_label, tl_arm
 from tlkd.errors import BadInput
-from tlkd.evaluation import Reliability
+from tlkd.evaluation import Evaluated, Reliability
 from tlkd.folder import Predictions, Run, StudyFolder, TeacherFit, load_predictions, teacher_fit, teacher_fits
 from tlkd.series import base_conditions
 from tlkd.specs import Teacher
@@ -55,7 +55,7 @@ class Results:
 
 
 def read(folder: StudyFolder, finished: Sequence[Run]) -> Results:
-    """Read every finished network's predictions, a condition at a time: many conditions need not fit into memory.
+    """Read every finished network's predictions, one at a time: beside the teachers' no logits are held together.
 
     Raises `BadInput` where a file cannot be read, or where networks were tested on different images.
     """
@@ -63,14 +63,17 @@ def read(folder: StudyFolder, finished: Sequence[Run]) -> Results:
     groups: list[Group] = []
     agreements: list[Agreement] = []
     lasting = reader.teachers(None)
+    by_group: dict[tuple[str, str], list[Run]] = {}
+    for run in finished:
+        by_group.setdefault((run.arm.name, run.condition.name), []).append(run)
     for condition in folder.study.conditions:
         fits = {**lasting, **reader.teachers(condition)}
         for arm in folder.study.arms:
-            runs = [run for run in finished if run.arm.name == arm.name and run.condition.name == condition.name]
+            runs = by_group.get((arm.name, condition.name), [])
             if runs:
-                predictions = [reader.predictions(run) for run in runs]
-                groups.append(_group(folder, runs, predictions, arm_label(folder.study, arm)))
-                agreements += _agreements(folder, runs, predictions, fits)
+                seen = [_Student.of(folder, run, reader.predictions(run), fits) for run in runs]
+                groups.append(_group(folder, seen, arm_label(folder.study, arm)))
+                agreements += _agreements(folder, seen)
     return Results(reader.first.labels if reader.first is not None else None, tuple(groups),
                    tuple(_teacher_results(reader, groups)), tuple(agreements))
 
@@ -93,7 +96,9 @@ class _Reader:
         self._first_run = finished[0].run_id if finished else ""
         self._learnt_from = {teacher_fit(folder.study, run.arm.teacher, run.condition, run.seed).fit_id
                              for run in finished if run.arm.teacher is not None}
-        self.fits = teacher_fits(folder.study)
+        self.fits: dict[str, list[TeacherFit]] = {}  # by what they were fitted under
+        for fit in teacher_fits(folder.study):
+            self.fits.setdefault(fit.condition.name if fit.condition is not None else "", []).append(fit)
         self.seen: dict[tuple[str, str], _Seen] = {}
 
     def predictions(self, run: Run) -> Predictions:
@@ -109,16 +114,17 @@ class _Reader:
         """
         name = condition.name if condition is not None else ""
         found: dict[TeacherFit, Predictions] = {}
-        for fit in self.fits:
+        for fit in self.fits.get(name, []):
             path = self.folder.teacher_path(fit)
-            if (fit.condition.name if fit.condition is not None else "") == name and (
-                    path.is_dir() or fit.fit_id in self._learnt_from):
+            if path.is_dir() or fit.fit_id in self._learnt_from:
                 found[fit] = self._same_images(load_predictions(path / "predictions.npz"), f"teacher {fit.fit_id}")
         for teacher in dict.fromkeys(fit.name for fit in found):
             own = {fit: one for fit, one in found.items() if fit.name == teacher}
             result = self.folder.teacher_result(self.folder.teacher_path(next(iter(own))))
-            self.seen[teacher, name] = _Seen([evaluation.metrics(one.labels, one.logits) for one in own.values()],
-                                             _pooled_reliability(list(own.values())), int(result["parameters"]))
+            each = [evaluation.evaluate(one.labels, one.logits) for one in own.values()]
+            self.seen[teacher, name] = _Seen([one.metrics for one in each],
+                                             evaluation.pooled([one.reliability for one in each]),
+                                             int(result["parameters"]))
         return found
 
     def _same_images(self, predictions: Predictions, who: str) -> Predictions:
@@ -135,30 +141,44 @@ def _equal(one: NDArray[np.generic], other: NDArray[np.generic]) -> bool:
     return np.array_equal(one, other)
 
 
-def _agreements(folder: StudyFolder, runs: Sequence[Run], predictions: Sequence[Predictions],
-                fits: Mapping[TeacherFit, Predictions]) -> Iterator[Agreement]:
+@dataclass(frozen=True)
+class _Student:
+    """What is kept of a run's predictions, and how close they are to each teacher's (name -> agreement)."""
+
+    run: Run
+    seen: Evaluated
+    close: Mapping[str, Mapping[str, float]]
+
+    @classmethod
+    def of(cls, folder: StudyFolder, run: Run, mine: Predictions, fits: Mapping[TeacherFit, Predictions]) -> "_Student":
+        """Measure a run's predictions against the labels and against the teachers that are there."""
+        theirs = {name: fits.get(teacher_fit(folder.study, name, run.condition, run.seed))
+                  for name in folder.study.used_teachers}
+        return cls(run, evaluation.evaluate(mine.labels, mine.logits),
+                   {name: evaluation.agreement(mine.logits, one.logits) for name, one in theirs.items()
+                    if one is not None})
+
+
+def _agreements(folder: StudyFolder, students: Sequence[_Student]) -> Iterator[Agreement]:
     """How close one arm's students under one condition are to each teacher."""
-    arm, condition = runs[0].arm, runs[0].condition
+    arm, condition = students[0].run.arm, students[0].run.condition
     for name in folder.study.used_teachers:
-        close = [evaluation.agreement(mine.logits, their.logits) for run, mine in zip(runs, predictions, strict=True)
-                 for their in [fits.get(teacher_fit(folder.study, name, condition, run.seed))] if their is not None]
+        close = [student.close[name] for student in students if name in student.close]
         if close:
             yield Agreement(name, arm.name, condition.name, arm_label(folder.study, arm),
                             np.array([each["top1"] for each in close]), np.array([each["kl"] for each in close]))
 
 
-def _group(folder: StudyFolder, runs: Sequence[Run], predictions: Sequence[Predictions], label: str) -> Group:
-    each = [evaluation.metrics(one.labels, one.logits) for one in predictions]
+def _group(folder: StudyFolder, students: Sequence[_Student], label: str) -> Group:
+    runs, seen = [student.run for student in students], [student.seen for student in students]
     results = [folder.result(run) for run in runs]
-    by_class = [evaluation.per_class(one.labels, one.logits) for one in predictions]
     return Group(
         arm=runs[0].arm, condition=runs[0].condition.name, label=label, seeds=tuple(run.seed for run in runs),
-        metrics=_columns(each),
-        correct=np.array([one.logits.argmax(axis=1) == one.labels for one in predictions]),
-        confusions=np.array([evaluation.confusion(one.labels, one.logits) for one in predictions]),
-        per_class={name: np.array([[row[name] for row in rows] for rows in by_class])
-                   for name in ("precision", "recall", "f1")},
-        reliability=_pooled_reliability(predictions),
+        metrics=_columns([one.metrics for one in seen]),
+        correct=np.array([one.correct for one in seen]),
+        confusions=np.array([one.confusion for one in seen]),
+        per_class={name: np.array([one.per_class[name] for one in seen]) for name in ("precision", "recall", "f1")},
+        reliability=evaluation.pooled([one.reliability for one in seen]),
         curves=tuple(folder.curve(run) for run in runs),
         epochs=tuple(int(result["epochs"]) for result in results),
         best_epochs=tuple(int(result["best_epoch"]) for result in results),
@@ -167,11 +187,6 @@ def _group(folder: StudyFolder, runs: Sequence[Run], predictions: Sequence[Predi
 
 def _columns(rows: Sequence[Mapping[str, float]]) -> dict[str, Floats]:
     return {name: np.array([row[name] for row in rows]) for name in METRICS}
-
-
-def _pooled_reliability(predictions: Sequence[Predictions]) -> Reliability:
-    return evaluation.reliability(np.concatenate([one.labels for one in predictions]),
-                                  np.concatenate([one.logits for one in predictions]))
 
 
 def _teacher_results(reader: _Reader, groups: Sequence[Group]) -> Iterator[TeacherResult]:

@@ -220,8 +220,11 @@ def resampled(tables: ArrayLike) -> Floats:
         drawn = np.empty((size, images))
         for each in drawn:  # one resample at a time stays in the cache
             each[:] = np.bincount(random.integers(0, images, images, dtype=np.int32), minlength=images)
-        by_seed = (rows @ drawn.T).reshape(count, seeds, size)
-        means[:, start:start + size] = np.einsum("tsr,rs->tr", by_seed, weights) / images
+        some = max(1, _CELLS // (seeds * size))  # tables at a time: hundreds of them would take gigabytes at once
+        for first in range(0, count, some):
+            last = min(first + some, count)
+            by_seed = (rows[first * seeds:last * seeds] @ drawn.T).reshape(last - first, seeds, size)
+            means[first:last, start:start + size] = np.einsum("tsr,rs->tr", by_seed, weights) / images
     return means
 
 

@@ -19,6 +19,8 @@ from tlkd.frames import Row, finite, frame_of, judged, sd_of
 from tlkd.series import in_words
 from tlkd.specs import Arm, Study
 
+EVERY_PAIR = 100  # classes
+
 
 def draw(found: Findings) -> dict[str, pd.DataFrame]:
     """All tables by the name of their file; a table that this study has no rows for still has its columns.
@@ -112,12 +114,19 @@ def per_class(found: Findings) -> pd.DataFrame:
 
 
 def confusion(found: Findings) -> pd.DataFrame:
-    """Mean counts over an arm's finished seeds under a base condition, a row a pair of true and predicted class."""
-    return frame_of("condition arm true predicted mean_count", (
-        {"condition": group.condition, "arm": group.arm.name, "true": true, "predicted": predicted,
-         "mean_count": float(counts[row, column])}
-        for group in found.base_groups for counts in [group.confusions.mean(axis=0)]
-        for row, true in enumerate(found.classes) for column, predicted in enumerate(found.classes)))
+    """Mean counts over an arm's finished seeds under a base condition, a row a pair of true and predicted class.
+
+    Of more than `EVERY_PAIR` classes, pairs that never occur are left out: there would be a million rows for 1,000.
+    """
+    def rows() -> Iterator[Row]:
+        for group in found.base_groups:
+            counts = group.confusions.mean(axis=0)
+            shown = np.ones_like(counts, bool) if len(counts) <= EVERY_PAIR else counts > 0
+            for row, column in np.argwhere(shown).tolist():
+                yield {"condition": group.condition, "arm": group.arm.name, "true": found.classes[row],
+                       "predicted": found.classes[column], "mean_count": float(counts[row, column])}
+
+    return frame_of("condition arm true predicted mean_count", rows())
 
 
 def curves(found: Findings) -> pd.DataFrame:

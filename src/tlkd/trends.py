@@ -4,6 +4,7 @@
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ Floats = NDArray[np.float64]
 INNER = 3  # places: with fewer none lies between two ends
 EXACT = 14  # seeds: up to as many all signs are gone through
 FLIPS = 9_999
+TOGETHER = 256  # places that are resampled at a time: 20 MB of means
 
 
 def linear(stack: ArrayLike) -> Floats:
@@ -47,12 +49,37 @@ def peak(stack: ArrayLike) -> Peak:
     `shares`: the part of bootstrap resamples, over seeds and images and with the same draws for all places, whose
     largest gain is there.
     """
-    values = _stack(stack)
+    return peaks([stack])[0]
+
+
+def peaks(stacks: Sequence[ArrayLike]) -> list[Peak]:
+    """The peak of each stack, as `peak` gives it: the draws are the same for all, and made once for many of them."""
+    tables = [_stack(stack) for stack in stacks]
+    found: list[Peak | None] = [None] * len(tables)
+    waiting: dict[tuple[int, ...], list[int]] = {}
+    for number, values in enumerate(tables):
+        waiting.setdefault(values.shape[1:], []).append(number)
+    for alike in waiting.values():
+        while alike:
+            some = [alike.pop(0)]
+            while alike and sum(len(tables[number]) for number in [*some, alike[0]]) <= TOGETHER:
+                some.append(alike.pop(0))
+            together = np.concatenate([tables[number] for number in some])
+            means = resampled(together) if together.shape[1] > 1 else None
+            start = 0
+            for number in some:
+                stop = start + len(tables[number])
+                found[number] = _peak(tables[number], None if means is None else means[start:stop])
+                start = stop
+    return [each for each in found if each is not None]
+
+
+def _peak(values: Floats, means: Floats | None) -> Peak:
+    """The peak of one stack, from its resampled means `[place, resample]`."""
     gains = values.mean(axis=(1, 2))
     place = first_largest(gains)
-    if values.shape[1] < 2:
+    if means is None:
         return Peak(place, float(gains[place]), (math.nan,) * len(values))
-    means = resampled(values)
     largest = np.argmax(means >= means.max(axis=0) - _near(means), axis=0)
     counts = np.bincount(largest, minlength=len(values))
     return Peak(place, float(gains[place]), tuple((counts / counts.sum()).tolist()))
