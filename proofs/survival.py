@@ -35,39 +35,49 @@ PATIENCE = 300  # seconds that a command may take on a machine that others use t
 SITECUSTOMIZE = '''
 import datetime, importlib.abc, importlib.util, os, sys, time
 
-class Counting(importlib.abc.MetaPathFinder):
+def count(module):
+    fit = module.fit
+    def counted(*given, **named):
+        checkpoint = next(each for each in [*given, *named.values()] if hasattr(each, "parent"))
+        with open(os.environ["COUNTED"], "a") as file:
+            file.write(str(checkpoint.parent) + "\\n")
+        return fit(*given, **named)
+    module.fit = counted
+
+def moved():
+    with open(os.environ["CLOCK"]) as file:
+        return int(file.read() or 0)
+
+class Moved(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return datetime.datetime.fromtimestamp(time.time(), tz)
+
+def move(module):
+    module.datetime = Moved  # for this module alone: compiled ones look into the class itself
+
+class Loading(importlib.abc.MetaPathFinder):
+    def __init__(self, name, change):
+        self.name, self.change = name, change
     def find_spec(self, name, path=None, target=None):
-        if name != "tlkd.training":
+        if name != self.name:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         load = spec.loader.exec_module
         def loaded(module):
             load(module)
-            fit = module.fit
-            def counted(*given, **named):
-                checkpoint = next(each for each in [*given, *named.values()] if hasattr(each, "parent"))
-                with open(os.environ["COUNTED"], "a") as file:
-                    file.write(str(checkpoint.parent) + "\\n")
-                return fit(*given, **named)
-            module.fit = counted
+            self.change(module)
         spec.loader.exec_module = loaded
         return spec
 
 if "COUNTED" in os.environ:
-    sys.meta_path.insert(0, Counting())
+    sys.meta_path.insert(0, Loading("tlkd.training", count))
 if "CLOCK" in os.environ:
-    real, real_ns, plain = time.time, time.time_ns, datetime.datetime
-    def moved():
-        with open(os.environ["CLOCK"]) as file:
-            return int(file.read() or 0)
+    real, real_ns = time.time, time.time_ns
     time.time = lambda: real() + moved()
     time.time_ns = lambda: real_ns() + moved() * 10**9
-    class Moved(plain):
-        @classmethod
-        def now(cls, tz=None):
-            return plain.fromtimestamp(time.time(), tz)
-    datetime.datetime = Moved
+    sys.meta_path.insert(0, Loading("tlkd.provenance", move))
 '''
 
 
@@ -200,8 +210,10 @@ def stopped_half_way(ground: Ground, out: Path, **more: Any) -> int:
     """Start the study and kill it when two runs are finished; how many there are."""
     process = ground.start(command(str(ground.study), out, "--jobs", "1"), ground.settings(**more))
     wait_for(lambda: process.poll() is not None or len(list(out.glob("runs/[!.]*"))) >= 2, PATIENCE)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    answer = ground.end(process)
+    ground.demand(f"{out.name}: stopped half way", answer.code == -signal.SIGKILL, f"ended: {answer.error[-800:]}")
     return len(list(out.glob("runs/[!.]*")))
 
 
