@@ -43,7 +43,7 @@ FLOORS = {
     "tracking": 7, "difficulty_figures": 7, "difficulty_sections": 7, "specimens": 7,
     "comparison_figures": 8, "comparison_tables": 8, "comparison_sections": 8, "comparison_summary": 8,
     "comparison_report": 9,
-    "report": 8, "proposals": 8, "gallery": 8, "inventory": 8,
+    "report": 8, "proposals": 8, "gallery": 8, "inventory": 8, "recomputation": 8,
     "carried": 8, "cards": 8, "exporting": 9, "predicting": 9, "tuning": 9, "planning": 9, "engines": 9,
     "api": 10, "study_commands": 10, "tool_commands": 10,
     "cli": 11, "__main__": 12,

@@ -8,6 +8,7 @@ import numpy as np
 from tlkd import evaluation, explained, regions, seals, store
 from tlkd.errors import BadInput
 from tlkd.folder import RESULT_COLUMNS, Run, StudyFolder, load_predictions, reading
+from tlkd.wording import count
 
 ENDPOINT = "positive_share"
 ROUNDING = 1e-6  # of the attributions' sizes: stored in float32, their sum is not exact
@@ -46,6 +47,28 @@ def verify(path: Path) -> tuple[int, list[str]]:
         if explained.there(folder, who):
             problems += [f"explanations/{who}/{line}" for line in _explanation_problems(folder, who)]
     return len(finished), problems
+
+
+def covered(folder_path: Path) -> list[str]:
+    """What `verify` looks at in this folder, and what it does not, a line each."""
+    folder = StudyFolder(folder_path)
+    try:
+        runs, teachers = len(folder.finished()), sum(map(len, folder.teachers().values()))
+        shown = [who for who in explained.current(folder) if explained.there(folder, who)]
+    except BadInput:  # so damaged that it cannot be told
+        return []
+    lines = [f"{count(runs, 'run')}: files, metrics from predictions, results.csv",
+             f"{count(teachers, 'teacher')}: metrics from predictions"]
+    if shown:
+        largest = [about.get("largest_residual") for about in (
+            store.Artifact(explained.place(folder, who), "").about for who in shown)]
+        known = [each for each in largest if each is not None]
+        lines.append(f"{count(len(shown), 'explanation')}: files, sums, regions"
+                     + (f"; largest residual when made {max(known):.1g}" if known else ""))
+    sealed = len(seals.read(folder_path))
+    lines.append(f"{count(sealed, 'other file')}: as in {seals.NAME}" if sealed else
+                 f"not checked: files that only {seals.NAME} would vouch for, which a study has when it is over")
+    return [*lines, "not checked: logs, failures, locks, and what trackers wrote"]
 
 
 def refuse_damaged(folder: StudyFolder) -> None:

@@ -331,18 +331,44 @@ def compare(
 
 
 @app.command()
-def verify(folder: Folder) -> None:
-    """Check a study's files against their checksums, and its metrics against the stored predictions.
+def verify(
+    folder: Folder,
+    sample: Annotated[int, typer.Option("--sample", metavar="N", min=0, help="How many rows of each bank, and of each "
+                                        "network's predictions, are recomputed from the images (0: none).")] = 16,
+    everything: Annotated[bool, typer.Option("--all", help="Recompute every row of every bank, and the predictions of "
+                                             "all runs.")] = False,
+) -> None:
+    """Check a study's files against their checksums, and its numbers against what they were computed from.
 
-    [bold]Example[/bold]
+    Metrics are computed again from predictions, regions from attributions and masks; of banks and predictions a sample,
+    from the images through the networks, as far as the cache still holds them.
+
+    [bold]Examples[/bold]
 
       tlkd verify out/quickstart
+
+      tlkd verify out/quickstart --sample 0
+
+      tlkd verify out/quickstart --all
     """
+    from tlkd.checks import covered
     from tlkd.checks import verify as check
 
     count, problems = check(folder)
-    for problem in problems:
-        print(problem)
+    lines = covered(folder)
+    if everything or sample:
+        if not problems:
+            from tlkd.recomputation import recompute
+
+            again = recompute(folder, None if everything else sample, everything)
+            problems = again.problems
+            lines += again.lines(None if everything else sample)
+        else:
+            lines.append("not recomputed: banks and predictions, since files are damaged")
+    else:
+        lines.append("not recomputed: banks and predictions (--sample 0)")
+    for line in [*problems, *lines]:
+        print(line)
     print(f"{count} runs checked, {len(problems)} problems")
     if problems:
         raise typer.Exit(1)
