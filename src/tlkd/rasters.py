@@ -13,7 +13,7 @@ from tlkd.images import Fit
 Polygon = NDArray[np.float64]  # [point, 2]: x and y
 Mask = NDArray[np.bool_]  # [height, width]
 
-MOST_EDGES = 1024  # of a polygon, filled at a time
+MOST_EDGES = 256  # of a polygon, filled at a time
 
 
 def fill(mask: Mask, polygon: Polygon) -> None:

@@ -19,6 +19,7 @@ from tlkd.schema import study_in
 from tlkd.specs import PATTERNS, Study
 
 LARGEST_FILE = 2 * 2**20  # bytes of a study's file: YAML is read at a megabyte every few seconds
+DEEPEST = 100  # brackets in one another
 MOST_VALUES = 100_000  # in one study's file, aliases written out
 MOST_BITS = 1024  # of a whole number, which 0xfff... may have without end
 
@@ -29,6 +30,11 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self.deep_construct = True  # so that a node which holds itself is an error, not an endless value
+
+    def fetch_flow_collection_start(self, kind: Any) -> None:
+        if self.flow_level >= DEEPEST:  # PyYAML takes the square of the depth in time
+            raise yaml.scanner.ScannerError(None, None, f"nested more than {DEEPEST} deep", self.get_mark())
+        super().fetch_flow_collection_start(kind)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()

@@ -168,7 +168,7 @@ class Network(Spec):
     """`packaged:NAME`, `torchvision:NAME` or `timm:NAME`."""
     weights: str = "imagenet"
     """`imagenet`, a name of torchvision's weights, a file (safetensors or a state dict), or `none`."""
-    input_size: Annotated[int, Field(ge=8)] = 224
+    input_size: Annotated[int, Field(ge=8, le=4096)] = 224
     """Side of the square input, in pixels."""
     trainable: Annotated[str, Field(pattern=TRAINABLE)] = "head"
     """`head`, `all`, or `last:N`: the last N units that own parameters, and the head."""

@@ -222,7 +222,7 @@ def regions(
 def models(
     name: Annotated[str, typer.Argument(metavar="NAME", help="packaged:NAME, torchvision:NAME or timm:NAME.")],
     classes: Annotated[int, typer.Option(min=2, help="Outputs of the new head.")] = 10,
-    input_size: Annotated[int, typer.Option(min=8, help="Side of the square input, in pixels.")] = 224,
+    input_size: Annotated[int, typer.Option(min=8, max=4096, help="Side of the square input, in pixels.")] = 224,
     trainable: Annotated[str, typer.Option(help="head, all or last:N.")] = "head",
 ) -> None:
     """Print a network's layers and its trainable, frozen and total parameters; nothing is downloaded.
