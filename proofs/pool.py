@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from common import DATA
 from numpy.typing import NDArray
+
+from common import DATA
 
 ARCHIVE = DATA / "cifar10-jpeg.tar.gz"
 
 
 @dataclass(frozen=True)
 class Pool:
-    """What the runs of a pool say: predicted classes `[run, image]`, their truth `[image]`, dev curves `[run, epoch]`."""
+    """What a pool's runs say: predicted classes `[run, image]`, true ones `[image]`, dev curves `[run, epoch]`."""
 
     predicted: NDArray[np.int64]
     labels: NDArray[np.int64]
@@ -73,7 +74,8 @@ def _make(raw: dict[str, object], folder: Path, kept: Path) -> None:
     import tlkd
     from tlkd.folder import StudyFolder
 
-    curves = tlkd.run_study(raw, folder, report=False).curves.pivot(index="seed", columns="epoch", values="dev_accuracy")
+    curves = tlkd.run_study(raw, folder, report=False).curves
+    curves = curves.pivot(index="seed", columns="epoch", values="dev_accuracy")
     made = StudyFolder(folder)
     stored = [made.predictions(run) for run in made.finished()]
     np.savez(kept, predicted=np.array([each.logits.argmax(axis=1) for each in stored]), labels=stored[0].labels,

@@ -61,7 +61,8 @@ def test_a_planted_null_is_inconclusive_and_says_what_is_needed(tmp_path: Path) 
     assert summary.headline.startswith("These runs cannot tell whether the teacher helps")
     text = " ".join(summary.statements[0].evidence[0].details)
     assert "To show a gain of 0.5 points with 80 % power" in text
-    assert f"about {contrast.verdict.needed.seeds} seeds (here 10)" in text
+    seeds, images, _ = contrast.verdict.needed
+    assert f"at least {seeds} seeds with these 400 test images, or {images:,} test images with these 10 seeds." in text
 
 
 def test_harm_is_refuted(tmp_path: Path) -> None:

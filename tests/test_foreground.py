@@ -168,13 +168,13 @@ def test_smallest_share_decides_what_is_refuted(monkeypatch, tmp_path, quick):
     assert wide.word == "refuted" and wide.everything.verdict.smallest_gain == 0.05
 
 
-def test_few_images_keep_it_from_being_supported_and_the_interval_covers_seeds_alone(monkeypatch, tmp_path, quick):
+def test_few_images_keep_it_from_being_supported(monkeypatch, tmp_path, quick):
     found = judged(monkeypatch, tmp_path, {"tl": lambda seed: 0.5, "tl_kd": lambda seed: 0.6 + 0.001 * seed}, images=5,
                    sd=0.001)
     (each,) = found.foregrounds
     assert each.word == "inconclusive" and each.everything.verdict.p_image == 0.0625
     assert "with 5 images p over images cannot fall below 0.062" in each.why
-    assert each.everything.verdict.interval.covers == "seeds, on this one test set, given one teacher"
+    assert each.everything.verdict.interval.covers == "seeds and test images, given one teacher"
 
 
 def test_one_seed_is_never_supported(monkeypatch, tmp_path, quick):

@@ -1,6 +1,10 @@
 import math
 
+import pytest
+
 from tlkd import wording
+from tlkd.power import Needed
+from tlkd.wording import enough
 
 
 def test_numbers_have_a_true_minus_and_no_negative_zero() -> None:
@@ -28,3 +32,16 @@ def test_narrow_intervals_get_more_decimals() -> None:
 def test_numbers_of_one_size_share_their_decimals() -> None:
     assert [wording.decimals(values) for values in ([0.0123, -4.5], [12345.0], [0.00123], [], [0.0], [math.nan, 1.0])
             ] == [2, 0, 5, 0, 0, 2]
+
+
+@pytest.mark.parametrize(("found", "seeds", "said"), [
+    (Needed(39, 2029), 10, "needs at least 39 seeds with these 1,000 images, or 2,029 images with these 10 seeds."),
+    (Needed(49, None), 5, "at least 49 seeds with these 1,000 images; no number of images with these 5 seeds is enough."),
+    (Needed(None, 9000), 10, "9,000 images with these 10 seeds; with these 1,000 images no number of seeds is enough."),
+    (Needed(None, None, (14, 4667)), 3, "at least 14 seeds and 4,667 images together: with these 1,000 images no number"),
+    (Needed(8, 500), 10, "There are enough seeds and images to show a gain of 0.5 points with 80 % power"),
+    (Needed(None, None), 1, "more than one seed is needed before it can be said how many."),
+])
+def test_what_is_needed_is_said_for_either_alone_and_for_both(found: Needed, seeds: int, said: str) -> None:
+    assert said in enough(found, seeds, 1000, 0.005, "image")
+    assert enough(None, seeds, 1000, 0.005, "image") == ""

@@ -1,0 +1,117 @@
+"""How often is a gain found that is there, and does a report name the right number of seeds and images?
+
+    python proofs/power.py [--short] [--write] [--studies 200] [--pool DIR] [--data ARCHIVE]
+
+Gains are planted in runs out of a pool of one arm. Exit code 1 where what `needed` names gives a power that is surely
+below .7 or above .9.
+"""
+
+import sys
+
+import numpy as np
+from numpy.typing import NDArray
+
+import pool as pools
+from common import limits, options, points, publish, table
+from tlkd import statistics
+
+Floats = NDArray[np.float64]
+Random = np.random.Generator
+
+LEVEL = 0.05
+GAINS = (0.005, 0.01, 0.02, 0.04)
+MOST_CELLS = 200_000  # of a study whose power is tried
+
+
+def study(pool: pools.Pool, seeds: int, images: int, gain: float, random: Random) -> Floats:
+    """Differences `[seed, image]` of a study of the pool's runs and images, `gain` planted in the one arm."""
+    chosen = random.integers(0, pool.labels.size, images)
+    runs = random.choice(len(pool.predicted), (2, seeds), replace=2 * seeds > len(pool.predicted))
+    before, after = (pool.predicted[np.ix_(each, chosen)] for each in runs)
+    labels = pool.labels[chosen]
+    after = pools.planted(after, labels, gain, 1 - pool.correct.mean(), random) if gain else after
+    return np.asarray((after == labels) * 1.0 - (before == labels))
+
+
+def found(pool: pools.Pool, seeds: int, images: int, gain: float, studies: int, random: Random) -> int:
+    """In how many studies a planted gain is supported."""
+    return sum(statistics.verdicts({"": study(pool, seeds, images, gain, random)}, gain, LEVEL)[""].word == "supported"
+               for _ in range(studies))
+
+
+def powers(pool: pools.Pool, seeds: tuple[int, ...], sizes: tuple[int, ...], studies: int, random: Random) -> str:
+    """The table of powers: a row a gain and a number of test images."""
+    rows = []
+    for images in sizes:
+        for gain in GAINS:
+            rates = [found(pool, count, images, gain, studies, random) / studies for count in seeds]
+            rows.append([f"{images:,}", points(gain), *(f"{100 * rate:.0f}" for rate in rates)])
+    return table(["test images", "planted gain, points", *(f"{count} seeds" for count in seeds)], rows)
+
+
+def named(pool: pools.Pool, studies: int, random: Random) -> tuple[str, list[str]]:
+    """What reports of small studies name as needed, and the power that the middle one of these has."""
+    rows, broken = [], []
+    for seeds, images, gain, contrasts in ((10, 1_000, 0.01, 1), (10, 1_000, 0.02, 1), (6, 2_000, 0.01, 1),
+                                           (10, 2_000, 0.01, 3)):
+        said = [_needed(study(pool, seeds, images, 0.0, random), gain, LEVEL, contrasts) for _ in range(25)]
+        for what, numbers in (("seeds", [each.seeds for each in said]), ("images", [each.images for each in said])):
+            known = sorted(number for number in numbers if number is not None)
+            if len(known) <= len(numbers) // 2:
+                rows.append([f"{seeds}, {images:,}", points(gain), str(contrasts), f"{what}: no number is enough", "–"])
+                continue
+            middle, low, high = known[len(known) // 2], known[len(known) // 10], known[-1 - len(known) // 10]
+            least = (middle, images) if what == "seeds" else (seeds, middle)
+            cell = f"{middle:,} {what} ({low:,} to {high:,})"
+            if least[0] * least[1] > MOST_CELLS or 2 * least[0] > len(pool.predicted):
+                rows.append([f"{seeds}, {images:,}", points(gain), str(contrasts), cell, "not tried"])
+                continue
+            hits = _in_family(pool, *least, gain, contrasts, studies, random)
+            bounds = limits(hits, studies)
+            rows.append([f"{seeds}, {images:,}", points(gain), str(contrasts), cell,
+                         f"{hits / studies:.2f} ({bounds[0]:.2f} to {bounds[1]:.2f})"])
+            if bounds[1] < 0.7 or bounds[0] > 0.9:
+                broken.append(f"{cell} for {points(gain)} points: power {hits / studies:.2f}, allowed: .7 to .9")
+    return table(["study: seeds, images", "gain, points", "family", "named: the middle of 25 studies (8 of 10)",
+                  "power there (90 % limits)"], rows), broken
+
+
+def _in_family(pool: pools.Pool, seeds: int, images: int, gain: float, contrasts: int, studies: int,
+               random: Random) -> int:
+    """The same as `found`, at Holm's strictest level: the p of the others of the family are 1."""
+    hits = 0
+    for _ in range(studies):
+        one = statistics.verdicts({"": study(pool, seeds, images, gain, random)}, gain, LEVEL)[""]
+        hits += one.interval.low > 0 and contrasts * max(one.p_seed, one.p_image) < LEVEL
+    return hits
+
+
+_needed = statistics.needed
+
+
+def main() -> int:
+    """Plant, count, write."""
+    parser = pools.options(options(__doc__))
+    parser.add_argument("--studies", type=int, default=200)
+    given = parser.parse_args()
+    studies = 30 if given.short else given.studies
+    random, pool = np.random.default_rng(given.seed), pools.read(given)
+    statistics.needed = lambda *_: statistics.Needed(None, None)  # type: ignore[assignment]
+    statistics.FLIPS, statistics.EXACT_SEEDS = 999, 14  # seeds beyond 14 by fewer draws
+    seeds, sizes = ((6, 10), (500,)) if given.short else ((3, 6, 10, 20), (500, 2_000))
+    spread = float(np.std(pool.correct.mean(axis=1), ddof=1))
+    text, broken = "", []
+    if not given.short:
+        reports, broken = named(pool, studies, random)
+        text = "\n\n*What reports name as needed, and what it gives:*\n\n" + reports
+    text = (f"In how many of {studies:,} studies, in per cent, a planted gain is *supported* (with 3 seeds p "
+            f"cannot fall below .25). The pool: {pool.size}, accuracy "
+            f"{pool.correct.mean():.3f}, sd over seeds {points(spread)} points.\n\n"
+            + powers(pool, seeds, sizes, studies, random) + text)
+    publish("power", text, f"python proofs/power.py --studies {studies} --write", given.write)
+    print("\n".join(broken), file=sys.stderr)
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
