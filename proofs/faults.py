@@ -3,9 +3,9 @@
     python proofs/faults.py [--faults 20] [--short]
 
 strace lets the n-th write, rename, flush, mkdir, open, read or reservation of some thread fail (disk full, I/O error),
-or kills the process there; n is drawn among the calls that a first, unbroken run made on the study's folder and cache, so that
-torch, safetensors, NumPy, pandas and file locks are hit as well. Stores into memory-mapped arrays are no calls: their
-space is reserved beforehand, and that call is among those that fail.
+or kills the process there. n is drawn among the calls that a first, unbroken run made on the study's folder and cache:
+so torch, safetensors, NumPy, pandas and file locks are hit as well. Stores into memory-mapped arrays are no calls;
+their space is reserved beforehand, and that call is among those that fail.
 """
 
 import random
@@ -25,7 +25,7 @@ from studies import command, contents, differences, marks, start, write_small
 CALLS = ("openat", "write", "pwrite64", "read", "pread64", "rename", "mkdir", "fsync", "fallocate")
 CHANGES = ("write", "pwrite64", "rename", "mkdir", "fsync", "fallocate")
 WAYS = {"the disk is full": "error=ENOSPC", "an I/O error": "error=EIO", "the process is killed": "signal=SIGKILL"}
-STRACE = ("strace", "-f", "-qq", "--seccomp-bpf", "-e", "signal=none", "-s", "0")
+STRACE = ("strace", "-f", "-q", "--seccomp-bpf", "-e", "signal=none", "-s", "0")
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ def said_plainly(code: int, error: str) -> list[str]:
     return wrong + ([] if lines else ["no line that says why"])
 
 
-def tried(fault: Fault, study: str, scratch: Path, whole: dict[str, str]) -> tuple[str, list[str]]:
-    """One broken run and the one after it: what happened, and what was wrong."""
+def tried(fault: Fault, study: str, scratch: Path, whole: dict[str, str]) -> tuple[str, list[str]] | None:
+    """One broken run and the one after it: what happened, and what was wrong; None where no thread came so far."""
     out, cache, trace = scratch / "out", scratch / "cache", scratch / "trace"
     for each in (out, cache):
         shutil.rmtree(each, ignore_errors=True)
@@ -84,6 +84,8 @@ def tried(fault: Fault, study: str, scratch: Path, whole: dict[str, str]) -> tup
     process = start(line, cache, (*STRACE, "-o", str(trace), *fault.inject), quiet=False)
     _, error = process.communicate()
     hit = [each for each in trace.read_text(errors="replace").splitlines() if "INJECTED" in each or "SIGKILL" in each]
+    if not hit:
+        return None
     problems = said_plainly(process.returncode, error)
     before = marks(out)
     again = start([*line, "--retry-failed"], cache, quiet=False)
@@ -125,8 +127,11 @@ def main() -> int:
         found, whole = calls_of(trace, [str(out), str(cache)]), contents(out)
         print(f"in peace: {time.perf_counter() - began:.0f} s, {len(found)} calls on folder and cache", flush=True)
         problems, ways, calls = [], Counter[str](), Counter[str]()
-        for fault in drawn(found, count, draws):
-            what, wrong = tried(fault, study, scratch, whole)
+        for fault in drawn(found, 2 * count, draws):  # threads share work anew each time: not every call comes again
+            result = tried(fault, study, scratch, whole) if sum(ways.values()) < count else None
+            if result is None:
+                continue
+            what, wrong = result
             print("\n".join([what, *wrong]), flush=True)
             problems += wrong
             ways[fault.way] += 1

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from common import options, publish, table
 from studies import command, contents, differences, start, write_small
-
 from tlkd import checks, seals, store
 
 LARGE = 2**16  # bytes: files above get several flips
@@ -76,7 +75,7 @@ def one_at_a_time(roots: list[Path], draws: random.Random) -> tuple[list[list[st
                 flips[kind] += 1
                 by = noticed(path, root)
                 found[kind] += bool(by)
-                missed += [] if by else [f"{path.relative_to(root.parent)}, bit {where[1]} of byte {where[0]}: unnoticed"]
+                missed += [] if by else [f"{path.relative_to(root.parent)}: byte {where[0]}, bit {where[1]}: unnoticed"]
                 undo(path, where)
     return [[kind, str(files[kind]), str(flips[kind]), str(found[kind])] for kind in sorted(files)], missed
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from conftest import refused
 from sealed_folders import lay_down, reseal
-from tlkd.checks import verify
+from tlkd import seals
+from tlkd.checks import covered, refuse_damaged, verify
 from tlkd.errors import BadInput
 from tlkd.folder import Predictions, StudyFolder, load_predictions, save_predictions
 
@@ -196,3 +199,55 @@ def test_a_folder_without_study_or_results_is_bad_input(tmp_path: Path) -> None:
     (path / "results.csv").write_bytes(b"")
     with pytest.raises(BadInput, match="cannot be read"):
         verify(path)
+
+
+# --- what no manifest holds -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["study.yaml", "results.csv", "data.json", "stages.json", "teachers/big/history.csv"])
+def test_a_flipped_bit_in_a_file_without_a_manifest_is_named_and_refused(folder: StudyFolder, name: str) -> None:
+    seals.seal(folder.path, seals.STUDY)
+    assert verify(folder.path)[1] == []
+    path = folder.path / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 2
+    path.write_bytes(content)
+    assert f"{name}: missing, or not what SHA256SUMS says" in verify(folder.path)[1]
+    refused(lambda: refuse_damaged(StudyFolder(folder.path)), str(path), "is not what SHA256SUMS says")
+
+
+def test_a_file_that_sha256sums_forgot_is_named(folder: StudyFolder) -> None:
+    seals.seal(folder.path, seals.STUDY)
+    sums = folder.path / seals.NAME
+    sums.write_text("".join(line for line in sums.read_text().splitlines(True) if "results.csv" not in line))
+    assert verify(folder.path)[1] == ["results.csv: SHA256SUMS lacks it"]
+
+
+def test_a_report_refuses_a_damaged_history_by_name(folder: StudyFolder) -> None:
+    path = run_path(folder) / "history.csv"
+    path.write_text(path.read_text() + "\n")
+    refused(lambda: refuse_damaged(folder), str(path), "is missing or damaged", "tlkd run")
+
+
+def test_sums_are_read_by_sha256sum_itself(folder: StudyFolder) -> None:
+    seals.seal(folder.path, seals.STUDY)
+    tool = shutil.which("sha256sum")
+    if tool is None:
+        pytest.skip("sha256sum is not installed")
+    assert subprocess.run([tool, "-c", "--quiet", seals.NAME], cwd=folder.path, check=False).returncode == 0
+
+
+def test_a_run_removes_what_is_damaged_and_the_sums_until_its_end(
+        folder: StudyFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    seals.seal(folder.path, seals.STUDY)
+    (folder.path / "results.csv").write_text("other")
+    seals.mend(folder.path)
+    assert not (folder.path / "results.csv").exists() and not (folder.path / seals.NAME).exists()
+    assert (folder.path / "data.json").exists()
+    assert "results.csv: is not what SHA256SUMS says; it is made again" in capsys.readouterr().err
+
+
+def test_what_was_checked_is_said(folder: StudyFolder) -> None:
+    lines = covered(folder.path)
+    assert lines[0] == "4 runs: files, metrics from predictions, results.csv"
+    assert lines[-1].startswith("not checked: ")

@@ -22,6 +22,7 @@ from tlkd import (
     plain,
     progress,
     provenance,
+    seals,
     specs,
     standalone,
     store,
@@ -35,12 +36,12 @@ from tlkd.folder import Predictions, Run, StudyFolder, reading
 from tlkd.images import BadImage
 from tlkd.licences import Licence, licence_of
 from tlkd.models import Network
-from tlkd.standalone import CONFIG, MADE_BY, ONNX, Pixels, Preparation, onnx_logits
+from tlkd.standalone import CONFIG, MADE_BY, ONNX, SUMS, Pixels, Preparation, onnx_logits
 from tlkd.subjects import Subject, Wanted
 
 FORMAT = 1  # of config.json
 CARD, WEIGHTS, SCRIPT, REQUIREMENTS = "README.md", "model.safetensors", "predict.py", "requirements.txt"
-FILES = (CARD, WEIGHTS, CONFIG, ONNX, SCRIPT, "images.py", REQUIREMENTS)
+FILES = (CARD, WEIGHTS, CONFIG, ONNX, SCRIPT, "images.py", REQUIREMENTS, SUMS)
 LEAVINGS = ("__pycache__", ".DS_Store")  # what using an export leaves in it
 MOST = 200  # images that ONNX Runtime is held to PyTorch on
 BATCH = 32
@@ -189,6 +190,7 @@ def _build(folder: Path, study: StudyFolder, run: Run, subject: Subject, ready: 
     store.replace_text(folder / "images.py", source.joinpath("images.py").read_text(encoding="utf-8"))
     store.replace_text(folder / REQUIREMENTS, "onnxruntime>=1.18\nnumpy>=1.26\npillow>=10.1\n")
     store.replace_text(folder / CARD, cards.write(facts))
+    seals.seal(folder, [name for name in FILES if name != SUMS])
     return facts
 
 

@@ -28,7 +28,7 @@ from tlkd.workshop import (
     pixels,
 )
 
-ALLOWED = 1e-3  # of the largest number: other processors, and other numbers of threads, round otherwise
+ALLOWED = 1e-4  # of the largest number: other processors, and other numbers of threads, round otherwise
 RUNS = 16  # whose predictions are recomputed, unless all are
 
 

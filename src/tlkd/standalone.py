@@ -8,6 +8,7 @@ image is what was done to the study's test images. Licence: Apache-2.0.
 
 import argparse
 import csv
+import hashlib
 import io
 import json
 import os
@@ -24,7 +25,7 @@ from PIL import Image
 
 from tlkd.images import BadImage, Fit, decode, fit_image
 
-CONFIG, ONNX = "config.json", "model.onnx"
+CONFIG, ONNX, SUMS = "config.json", "model.onnx", "SHA256SUMS"
 MADE_BY = "tlkd export"
 INPUT, OUTPUT = "images", "logits"  # of the ONNX file
 SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -77,7 +78,21 @@ def read_config(folder: Path | str = ".") -> Preparation:
         raise Refused(f"{path}: is not there; it belongs beside {ONNX}") from None
     except Exception as error:  # somebody else's file may hold anything
         raise Refused(f"{path}: is not what `{MADE_BY}` writes ({type(error).__name__}: {error})") from None
+    check_sum(path)
     return ready
+
+
+def check_sum(path: Path) -> None:
+    """Raise `Refused` where the SHA256SUMS beside a file, if there is one, says that the file is another."""
+    beside = path.parent / SUMS
+    if not beside.is_file():
+        return
+    known = dict(line.split(maxsplit=1)[::-1] for line in beside.read_text(errors="replace").splitlines()
+                 if len(line.split(maxsplit=1)) == 2)
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if path.name in known and known[path.name] != found:
+        raise Refused(f"{path}: is not what {SUMS} says; export it again (or remove {SUMS}, if the change is yours)")
 
 
 def _three(values: Sequence[Any]) -> tuple[float, ...]:
@@ -154,6 +169,7 @@ def onnx_logits(path: Path | str = ONNX, ready: Preparation | None = None, threa
             [(OUTPUT, "tensor(float)", [len(ready.classes)])]):
         raise Refused(f"{path}: takes {taken} and gives {given}, which is not what {CONFIG} says; were the two made "
                       "together?")
+    check_sum(Path(path))
 
     def logits(squares: Pixels) -> NDArray[Any]:
         found: NDArray[Any] = session.run([OUTPUT], {INPUT: np.ascontiguousarray(squares)})[0]

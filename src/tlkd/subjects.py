@@ -176,8 +176,11 @@ def _of_export(path: Path, fit: Fit | None, device: torch.device) -> Subject:
         raise BadInput(f"{file}: names no network that can be built ({weights.brief(error)})") from None
     try:
         plain.load(network, weights.read_state(path / "model.safetensors"))
+        standalone.check_sum(path / "model.safetensors")
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from None
+    except standalone.Refused as error:
+        raise BadInput(str(error)) from None
     network.origin = str(path)
     return Subject(network.to(device).eval(), ready.classes, ready.mean, ready.sd, ready.decoded_side,
                    fit or ready.fit)
