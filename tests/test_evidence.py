@@ -118,7 +118,7 @@ def test_less_attention_and_a_share_that_cannot_be_told(tmp_path: Path) -> None:
     one = evidence(find(write_explanations(few.path, side=16, pictures=0)), 2)
     assert one.word == "inconclusive" and one.sentence.endswith("cannot tell whether that is chance.")
     assert one.details[1] == "With 2 seeds p over seeds cannot fall below 0.500: nothing can be supported."
-    assert "with 80 % power" in one.details[2] and "images with a mask (here 22)" in one.details[2]
+    assert "with 80 % power" in one.details[2] and "with these 22 masked images" in one.details[2]
     assert "which covers seeds, on these images alone" in one.details[0]
 
 
