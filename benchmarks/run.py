@@ -13,7 +13,8 @@ import torch
 from tlkd.provenance import git_commit, hardware, versions
 
 HERE = Path(__file__).parent
-SCRIPTS = ("bank_building", "training_step", "head_only", "whole_study", "deep_shap", "difficulties")
+SCRIPTS = ("bank_building", "training_step", "head_only", "whole_study", "deep_shap", "difficulties", "scale",
+           "many_runs")
 NOTES = {
     "bank_building": "What a bank costs beside the network is the views: resizing 32-pixel images to 96 and mirroring "
                      "half of them, about a tenth of EfficientNet-lite0's forward pass; so it misses its goal there.",
@@ -21,14 +22,17 @@ NOTES = {
                    "the machine's speed changed in between.",
     "difficulties": "What is neither training nor predicting: a worker starts (6 s), and every run draws, hashes, "
                     "evaluates and publishes (about 0.1 s). The live loop is measured on 2 epochs of each arm.",
+    "scale": "The slopes are those of lines through the points on two logarithmic axes; docs/scale.md has the points.",
+    "many_runs": "Of plan's and run's memory PyTorch, torchvision, timm and pandas take 0.85 GiB before they do a thing.",
     "deep_shap": "EfficientNet-lite0 misses its goal by a third: its convolutions are cheap, and the rescale rule, "
                  "some six passes over every ReLU6's pairs, took about two fifths of the time in a profile, more than "
                  "a raw forward pass and a ReLU6's own gradient do.",
 }
 INTRODUCTION = """# Benchmarks
 
-Written by `make benchmarks`. Each figure is a ratio of times taken in one process, the two sides interleaved; medians,
-with the least and the greatest. A range much wider than the median's distance from 1 says that the machine was shared.
+Written by `make benchmarks`. Each figure is a ratio of times taken in one process, the two sides interleaved, unless
+its row names a unit; medians, with the least and the greatest. A range much wider than the median's distance from 1
+says that the machine was shared.
 """
 
 
@@ -57,11 +61,12 @@ def page(results: dict[str, Any]) -> str:
             continue
         found = results[name]
         text += [f"## `{name}.py`", "", f"{found['day']}, commit {found['commit']}, {found['machine']}.", "",
-                 "| ratio | median | range | repeats | goal | met | setting |",
+                 "| figure | median | range | repeats | goal | met | setting |",
                  "| --- | --- | --- | --- | --- | --- | --- |"]
         for row in found["rows"]:
             ratios, middle = row["ratios"], statistics.median(row["ratios"])
-            text.append(f"| {row['what']} | {middle:.3f} | {min(ratios):.3f} to {max(ratios):.3f} | {len(ratios)} | "
+            what = row["what"] + (f" ({row['unit']})" if row.get("unit") else "")
+            text.append(f"| {what} | {middle:.3f} | {min(ratios):.3f} to {max(ratios):.3f} | {len(ratios)} | "
                         f"{row['goal']} | {met(row['goal'], middle)} | {row['note']} |")
         text += ["", NOTES[name], ""] if name in NOTES else [""]
     return "\n".join(text)
