@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sealed_folders import lay_down
-from tlkd import evaluation, folder, results, standing, statistics, trends
+from tlkd import evaluation, folder, results, standing, statistics, store, trends
 from tlkd.estimate import Load, makespan
 from tlkd.layout import MOST, Table
 from tlkd.study import collect
@@ -38,6 +38,9 @@ def cost(calls: Counter[str], work: object) -> Counter[str]:
 def test_files_are_looked_at_in_proportion_to_the_runs(tmp_path: Path, calls: Counter[str]) -> None:
     few = lay_down(tmp_path / "few", f"seeds={list(range(4))}")
     many = lay_down(tmp_path / "many", f"seeds={list(range(16))}")
+    for each in (few, many):
+        result = each.path / "teachers" / "big" / "result.json"
+        store.write_json(result, {**store.read_json(result), "parameters": 1})
     for work in (standing.standings, lambda each: results.read(each, each.finished()), collect):
         small, large = cost(calls, lambda: work(few)), cost(calls, lambda: work(many))  # noqa: B023
         assert sum(large.values()) > sum(small.values())
