@@ -146,6 +146,24 @@ def test_ctrl_c_stops_everything_and_says_how_to_go_on(study: Path, whole: Path,
     pd.testing.assert_frame_equal(numbers(tmp_path / "out"), numbers(whole))
 
 
+def test_a_study_that_is_stopped_and_moved_goes_on_without_its_cache(study: Path, whole: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "another place"
+    process = start(study, first, "--jobs", "1")
+    until(lambda: len(finished(first / "out")) >= 2, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    before = finished(first / "out")
+    second.mkdir()
+    (first / "out").rename(second / "out")
+    again = start(study, second, "--jobs", "1")
+    assert again.wait(200) == 0, said(again)
+    assert {name: stamp for name, stamp in finished(second / "out").items() if name in before} == before
+    pd.testing.assert_frame_equal(numbers(second / "out"), numbers(whole))
+    places = [place for place in (second / "out").rglob("*") if place.is_file() and place.name != "study.yaml"
+              and any(str(root).encode() in place.read_bytes() for root in (first, second))]
+    assert not [place for place in places if place.parent.name != "logs"]
+
+
 def test_what_fails_by_itself_keeps_its_log_and_is_tried_again_only_when_asked(shapes_folder: Path,
                                                                                tmp_path: Path) -> None:
     study = tmp_path / "wild.yaml"

@@ -1,5 +1,6 @@
 """Whole networks as their libraries make them, with the weights that a spec names; nothing is ever unpickled."""
 
+import importlib
 import importlib.util
 import os
 import pickle
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import timm
 import torch
 import torchvision.models
 from safetensors.torch import load_file
@@ -24,6 +24,21 @@ from torchvision.models.vision_transformer import VisionTransformer, interpolate
 
 from tlkd import specs
 from tlkd.errors import BadInput, expanded, nearest
+
+
+def _import_timm() -> Any:
+    """Import timm, and keep it from importing wandb, which takes a while and leaves folders in /tmp if it is killed."""
+    alone = "wandb" not in sys.modules
+    if alone:
+        sys.modules["wandb"] = None  # type: ignore[assignment]  # where it is not installed, timm does without
+    try:
+        return importlib.import_module("timm")
+    finally:
+        if alone:
+            del sys.modules["wandb"]
+
+
+timm = _import_timm()
 
 Triple = tuple[float, float, float]
 State = OrderedDict[str, Tensor]
