@@ -6,6 +6,7 @@ Gains are planted in runs out of a pool of one arm. Exit code 1 where what `need
 below .7 or above .9.
 """
 
+import math
 import sys
 
 import numpy as np
@@ -56,13 +57,14 @@ def named(pool: pools.Pool, studies: int, random: Random) -> tuple[str, list[str
                                            (10, 2_000, 0.01, 3)):
         said = [_needed(study(pool, seeds, images, 0.0, random), gain, LEVEL, contrasts) for _ in range(25)]
         for what, numbers in (("seeds", [each.seeds for each in said]), ("images", [each.images for each in said])):
-            known = sorted(number for number in numbers if number is not None)
-            if len(known) <= len(numbers) // 2:
+            known = sorted(math.inf if number is None else number for number in numbers)
+            if math.isinf(known[len(known) // 2]):
                 rows.append([f"{seeds}, {images:,}", points(gain), str(contrasts), f"{what}: no number is enough", "–"])
                 continue
             middle, low, high = known[len(known) // 2], known[len(known) // 10], known[-1 - len(known) // 10]
+            middle = int(middle)
             least = (middle, images) if what == "seeds" else (seeds, middle)
-            cell = f"{middle:,} {what} ({low:,} to {high:,})"
+            cell = f"{middle:,} {what} ({low:,.0f} to {f'{high:,.0f}' if math.isfinite(high) else 'none is enough'})"
             if least[0] * least[1] > MOST_CELLS or 2 * least[0] > len(pool.predicted):
                 rows.append([f"{seeds}, {images:,}", points(gain), str(contrasts), cell, "not tried"])
                 continue

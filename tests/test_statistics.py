@@ -333,7 +333,7 @@ def test_wilcoxon_with_ties_equals_scipys_exact_permutation():
 
 
 def layout(random, seeds, count, sds):
-    """A table `[seed, image]` whose mean squares are just what these sds of seed, image and rest lead to expect."""
+    """A table `[seed, image]` whose mean squares are the middle ones of those that these sds give."""
     def standard(values):
         return (values - values.mean()) / values.std(ddof=1)
 
@@ -342,8 +342,9 @@ def layout(random, seeds, count, sds):
     cells -= cells.mean(axis=0)
     cells -= cells.mean(axis=1, keepdims=True)
     cells *= math.sqrt((seeds - 1) * (count - 1) / np.square(cells).sum())
-    return (math.sqrt(seed**2 + rest**2 / count) * standard(random.normal(size=seeds))[:, None]
-            + math.sqrt(image**2 + rest**2 / seeds) * standard(random.normal(size=count)) + rest * cells)
+    typical = [math.sqrt(stats.chi2.median(size - 1) / (size - 1)) for size in (seeds, count)]
+    return (typical[0] * math.sqrt(seed**2 + rest**2 / count) * standard(random.normal(size=seeds))[:, None]
+            + typical[1] * math.sqrt(image**2 + rest**2 / seeds) * standard(random.normal(size=count)) + rest * cells)
 
 
 def simulated_power(random, seeds, count, sds, gain, contrasts, trials=200):

@@ -69,11 +69,13 @@ def needed(parts: Spread, seeds: int, images: int, smallest_gain: float, level: 
 
 
 def _components(parts: Spread, seeds: int, images: int) -> _Components:
-    """Variances out of mean squares, none below 0."""
+    """Variances out of mean squares, none below 0; a mean square of few is more often too small than too large."""
+    over_seeds = parts.seeds / _median(seeds - 1)
     if images < 2:
-        return _Components(seeds * parts.seeds, 0.0, 0.0, 0.0)
-    own_seed, own_image = seeds * max(0.0, parts.seeds - parts.rest), images * max(0.0, parts.images - parts.rest)
-    of_means = images * parts.images
+        return _Components(seeds * over_seeds, 0.0, 0.0, 0.0)
+    over_images = parts.images / _median(images - 1)
+    own_seed, own_image = seeds * max(0.0, over_seeds - parts.rest), images * max(0.0, over_images - parts.rest)
+    of_means = images * over_images
     return _Components(own_seed, own_image, seeds * images * parts.rest, parts.unit / of_means if of_means else 1.0)
 
 
@@ -118,6 +120,13 @@ def _chi_squared(normal: Floats, degrees: int) -> Floats:
     """Chi-squared draws over their degrees (Wilson and Hilferty, 1931)."""
     part = 2 / (9 * degrees)
     return np.asarray(np.maximum(1 - part + math.sqrt(part) * normal, 0) ** 3, np.float64)
+
+
+def _median(degrees: int) -> float:
+    """The median of chi-squared over its degrees: divided by it, a mean square is too small as often as too large."""
+    from scipy.special import chdtri
+
+    return float(chdtri(degrees, 0.5)) / degrees
 
 
 def _flipped(values: Floats) -> Floats:
