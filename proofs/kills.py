@@ -223,13 +223,15 @@ class Hunt:
         self.score.problems += [f"in peace: {line}" for line in left_over(peace)]
         while self.killed < self.kills:
             root = self.scratch / f"round-{self.score.rounds}"
-            self.score.rounds += 1
+            self.score.rounds, known = self.score.rounds + 1, len(self.score.problems)
             self.one_round(root)
             if (root / "out" / "results.csv").is_file():
                 other = everything(root / "out")
                 self.score.problems += [f"{root.name}: {name} differs" for name in differences(whole, other)]
                 self.score.compared += len(other)
             self.score.problems += [f"{root.name}: {line}" for line in left_over(root)]
+            for line in self.score.problems[known:]:
+                self.say(line)
             if not self.score.problems:
                 subprocess.run(["rm", "-r", str(root)], check=True)
         return self.score

@@ -309,7 +309,7 @@ def elsewhere(ground: Ground) -> str:
 
 # --- moved and old folders --------------------------------------------------------------------------------------------
 
-MAY_NAME_PLACES = re.compile(r"study\.yaml|logs/|failures/")  # the command that was given, and what went wrong
+MAY_NAME_PLACES = re.compile(r"study\.yaml|report\.html|logs/|failures/")  # the command as given, what went wrong
 
 
 def moved(ground: Ground) -> str:
@@ -377,7 +377,7 @@ def versions(ground: Ground) -> str:
 
 def surroundings(ground: Ground) -> str:
     """Few file descriptors, nowhere for temporary files, no home, no language."""
-    nowhere = "/proc/nowhere"
+    nowhere = "/dev/null/nowhere"
     limited = ["bash", "-c", 'ulimit -n 64; exec "$@"', "limited"]
     for name, more in {"64 file descriptors": {"before": limited}, "TMPDIR cannot be written": {"TMPDIR": nowhere},
                        "HOME is not there": {"HOME": nowhere, "XDG_CACHE_HOME": ""},
@@ -388,7 +388,8 @@ def surroundings(ground: Ground) -> str:
             ground.same(name, out)
     homeless = ground.tlkd("run", ground.study, "--out", ground.root / "homeless",
                            before=["env", "-u", "TLKD_CACHE", "-u", "XDG_CACHE_HOME", f"HOME={nowhere}"])
-    ground.demand("no home and no TLKD_CACHE", homeless.one_line and "TLKD_CACHE" in homeless.error,
+    ground.demand("no home and no TLKD_CACHE", homeless.code == 2 and "Traceback" not in homeless.error
+                  and "TLKD_CACHE" in homeless.error.splitlines()[-1],  # behind what matplotlib has to say of it
                   f"exit code {homeless.code}: {homeless.error[-600:]}")
     return "results are equal; without a home and without TLKD_CACHE one line says what to set"
 
