@@ -3,6 +3,8 @@
 `TLKD_FUZZ=N` tries N examples of each, at random; without it a few, always the same. `TRIED` counts them.
 """
 
+# ruff: noqa: E501  # the shapes of files are easier to see in long lines
+
 import io
 import json
 import os
@@ -66,8 +68,8 @@ odd = st.recursive(
         st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=8), inner, max_size=4)), max_leaves=10)
 KEYS = ["name", "data", "data.source", "data.masks", "data.root", "data.normalise", "student", "student.model",
         "student.input_size", "teachers", "teachers.big", "teachers.big.training", "arms", "arms.kd", "arms.0",
-        "arms.kd.soft_weight", "conditions", "grid", "exclude", "training", "training.epochs", "training.early_stopping",
-        "training.learning_rate", "selection", "seeds", "bank", "robustness", "explanation", "explanation.background",
+        "arms.kd.soft_weight", "conditions", "grid", "exclude", "training", "training.epochs",
+        "training.early_stopping", "training.learning_rate", "selection", "seeds", "bank", "robustness", "explanation", "explanation.background",
         "verdict", "footnotes", "provenance", "nonsense", "a.b.c.d", "", ".", "arms."]
 
 
@@ -288,6 +290,7 @@ def test_any_tar_stays_in_its_place(members: list[tuple[str, bytes, str, bytes]]
         assert not any(path.read_bytes() == b"secret" for path in (root / "deep").rglob("*") if path.is_file())
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
 @fuzz
 @given(st.lists(st.tuples(member_names, st.binary(max_size=20)), max_size=6))
 @example([("a", b"x"), ("a/1.png", b"x")])
@@ -364,7 +367,6 @@ def test_a_header_that_would_fill_the_memory_is_not_read(tmp_path: Path) -> None
         with pytest.raises(BadInput, match=r"neither a folder nor an archive|header of 4,294,967,296 bytes"):
             archives.fingerprint(tmp_path / name, "folder:x")
             list(archives.unpack(tmp_path / name, tmp_path / "into", "folder:x"))
-    assert not list(tmp_path.rglob("*.png"))
 
 
 def test_many_empty_members_count_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
