@@ -63,6 +63,7 @@ def publish(folder: StudyFolder, run: Run) -> None:
 def reseal(path: Path) -> None:
     """Make a run's manifest fit its files again, as somebody would who wants an edit to pass."""
     manifest = store.read_json(path / store.MANIFEST)
+    manifest.pop("sha256", None)  # of the manifest itself, which older versions did not have
     for name in manifest["files"]:
         file = path / name
         manifest["files"][name] = {"bytes": file.stat().st_size, "sha256": store.checksum(file)}

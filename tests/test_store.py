@@ -190,6 +190,26 @@ def test_what_is_damaged_is_made_again_and_said(tmp_path, capsys, damage):
     assert build.calls == 2 and left_in(tmp_path) == []
 
 
+def test_a_flipped_bit_anywhere_in_a_manifest_is_found(tmp_path):
+    found = get(tmp_path, Builder(about={"rows": 3, "loss": 0.25}))
+    path = found.path / "manifest.json"
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        for bit in range(8):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1:])
+            assert store.find(found.path, found.address) is None, (place, bit)
+    path.write_bytes(whole)
+    assert store.find(found.path, found.address) == found
+
+
+def test_a_manifest_of_an_older_version_has_no_checksum_of_its_own(tmp_path):
+    found = get(tmp_path, Builder(about={"rows": 3}))
+    older = {key: value for key, value in json.loads((found.path / "manifest.json").read_text()).items()
+             if key != "sha256"}
+    store.write_json(found.path / "manifest.json", older)
+    assert store.find(found.path, found.address) == found
+
+
 def test_damaged_names_the_files(tmp_path):
     path = get(tmp_path, Builder()).path
     assert store.damaged(path) == []

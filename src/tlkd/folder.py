@@ -162,7 +162,7 @@ class StudyFolder:
         try:
             shown = pd.read_csv(path / "robustness.csv")["distortion"].tolist()
             of, made = (store.read_json(where / store.MANIFEST) for where in (path, self.run_path(run)))
-            if of["inputs"]["run"] != made["address"]:  # of an earlier run in this place
+            if of["inputs"]["run"] != made["address"] or store.damaged(path):  # of an earlier run in this place
                 return False
         except Exception:  # damaged in whatever way: it is made anew
             return False

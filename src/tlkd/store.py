@@ -31,6 +31,7 @@ from tlkd.progress import say
 from tlkd.specs import canonical_hash
 
 MANIFEST = "manifest.json"
+OWN_SUM = ',\n "sha256": "'  # the last key of a manifest: the checksum of all before it
 _impatient: ContextVar[bool] = ContextVar("impatient", default=False)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FAILING = (errno.EIO, errno.ENXIO, errno.ESTALE)
@@ -173,7 +174,7 @@ def being_made(final: Path) -> bool:
 def find(final: Path, where: str) -> Artifact | None:
     """The artifact at `final` if it has this address and every file has its checksum; otherwise None."""
     try:
-        whole = read_json(final / MANIFEST)["address"] == where and not damaged(final)
+        whole = _read_manifest(final / MANIFEST)["address"] == where and not damaged(final)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # no manifest, or not one that we wrote
         return None
     return Artifact(final, where) if whole else None
@@ -189,7 +190,7 @@ def _is_sound(final: Path) -> bool:
 def damaged(folder: Path, endings: tuple[str, ...] = ("",)) -> list[str]:
     """The files of an artifact (whose names end so) that are missing or do not have the checksum of its manifest."""
     bad = []
-    for name, expected in read_json(folder / MANIFEST)["files"].items():
+    for name, expected in _read_manifest(folder / MANIFEST)["files"].items():
         path = folder / name
         if not name.endswith(endings):
             continue
@@ -360,7 +361,23 @@ def _seal(folder: Path, where: str, made_from: Mapping[str, Any], about: Mapping
     files = {path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": checksum(path)}
              for path in paths}
     _settle(paths)
-    write_json(folder / MANIFEST, {"address": where, **made_from, "files": files, "about": dict(about)})
+    manifest = {"address": where, **made_from, "files": files, "about": dict(about)}
+    body = json.dumps(_finite(manifest), indent=1, allow_nan=False).removesuffix("\n}")
+    replace_text(folder / MANIFEST, f'{body}{OWN_SUM}{_digest(body)}"\n}}\n')
+
+
+def _read_manifest(path: Path) -> Any:
+    """Parse a manifest; raises ValueError where it does not have its own checksum, unless an older version wrote it."""
+    text = path.read_text()
+    body, mark, rest = text.rpartition(OWN_SUM)
+    older = text.endswith("}\n}\n") or not text.endswith("\n}\n")  # they end with what the builder had to say
+    if not older and (not mark or rest != f'{_digest(body)}"\n}}\n'):
+        raise ValueError("its own checksum does not match")
+    return json.loads(text)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _put(temporary: Path, final: Path, where: str) -> None:
