@@ -14,7 +14,8 @@ FLOORS = {
     # what statistics stands on
     "spreads": -2, "power": -1,
     # 0, pure
-    "grids": 0, "schema": 0, "crew": 0, "seeding": 0, "losses": 0, "statistics": 0, "progress": 0, "dropout": 0, "evaluation": 0,
+    "grids": 0, "schema": 0, "crew": 0, "seeding": 0, "losses": 0, "statistics": 0, "progress": 0,
+    "dropout": 0, "evaluation": 0,
     "images": 0, "wording": 0, "naming": 0, "regions": 0, "scenery": 0, "program": 0,
     "gatekeeper": 0, "archives": 0,
     # 1
