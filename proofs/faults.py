@@ -41,7 +41,8 @@ class Fault:
     def inject(self) -> tuple[str, ...]:
         """What strace is told."""
         quickly = QUICKLY if WAYS[self.way].startswith("error") else ()
-        return (*quickly, "-y", "-e", f"trace={self.call}", "-e", f"inject={self.call}:{WAYS[self.way]}:when={self.number}")
+        inject = f"inject={self.call}:{WAYS[self.way]}:when={self.number}"
+        return (*quickly, "-y", "-e", f"trace={self.call}", "-e", inject)
 
 
 def calls_of(trace: Path, places: list[str]) -> list[tuple[str, int]]:
@@ -85,7 +86,8 @@ def tried(fault: Fault, study: str, scratch: Path, whole: dict[str, str]) -> tup
     line = command(study, out, "--jobs", "1")
     process = start(line, cache, (*STRACE, "-o", str(trace), *fault.inject), quiet=False)
     _, error = process.communicate()
-    hit = [each for each in trace.read_text(errors="replace").splitlines() if "INJECTED" in each or each.endswith("= ?")]
+    lines = trace.read_text(errors="replace").splitlines()
+    hit = [each for each in lines if "INJECTED" in each or each.endswith("= ?")]
     if not hit:
         return None
     problems = said_plainly(process.returncode, error)
