@@ -119,6 +119,12 @@ def test_crossings_skip_ties_and_count_from_one():
     assert crossings([0.5, math.nan, 0.6, 0.1], [0.6, 0.9, 0.5]) == [3]
 
 
+def test_what_rounding_leaves_of_equal_means_is_no_lead():
+    tl, kd = np.array([0.5, 0.46, 0.47]), np.array([0.4, 0.14 + 0.02 * 16, 0.48])
+    assert crossings(tl, kd + np.array([0, 1e-16, 0])) == crossings(tl, kd - np.array([0, 1e-16, 0])) == [3]
+    assert kd[1] + 1e-16 != tl[1] or kd[1] - 1e-16 != tl[1]
+
+
 @pytest.mark.parametrize("call", [
     lambda: epochs_to([[0.5]], 0.9, horizon=0), lambda: epochs_to([[]], 0.9, horizon=3),
     lambda: convergence([[0.5]], [[0.5], [0.5]], 0.9, **SETTINGS), lambda: convergence([], [], 0.9, **SETTINGS),

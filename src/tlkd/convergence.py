@@ -121,11 +121,12 @@ def _sign(wins: int, losses: int) -> float:
 def crossings(mean_curve_tl: ArrayLike, mean_curve_kd: ArrayLike) -> list[int]:
     """The epochs, counted from 1, at which the other arm has come to lead, over the `[epoch]` both curves have.
 
-    Epochs at which the curves are equal, or either is nan, are passed over.
+    Epochs at which the curves are equal, but for what rounding leaves of a mean, or either is nan, are passed over.
     """
     tl, kd = np.asarray(mean_curve_tl, dtype=np.float64), np.asarray(mean_curve_kd, dtype=np.float64)
     common = min(tl.size, kd.size)
-    signs = np.sign(kd[:common] - tl[:common])
+    lead = kd[:common] - tl[:common]
+    signs = np.where(np.abs(lead) < _FLOAT32, 0.0, np.sign(lead))
     decided = np.flatnonzero(np.isfinite(signs) & (signs != 0))
     changed = np.flatnonzero(np.diff(signs[decided]) != 0)
     return [int(epoch) + 1 for epoch in decided[changed + 1]]

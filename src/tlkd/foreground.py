@@ -160,7 +160,7 @@ def find(folder: StudyFolder) -> Explanations | None:
         groups.setdefault((run.arm.name, run.condition.name), []).append(run)
     verdict = folder.study.verdict
     return Explanations(
-        foregrounds=_foregrounds(folder.study, groups, tables),
+        foregrounds=foregrounds(folder.study, groups, tables),
         arms=tuple(_attention(arm, condition, group, [tables[run.run_id] for run in group])
                    for (arm, condition), group in groups.items()),
         teachers=tuple(_attention(name, "", (), [tables[who]]) for name, who in teachers.items()),
@@ -222,7 +222,8 @@ class _Pair:
         return np.asarray(there.all(axis=0) & self.kept(images), np.bool_)
 
 
-def _foregrounds(study: Study, groups: Mapping[Key, Sequence[Run]], tables: Tables) -> tuple[Foreground, ...]:
+def foregrounds(study: Study, groups: Mapping[Key, Sequence[Run]], tables: Tables) -> tuple[Foreground, ...]:
+    """Every `tl_kd` arm against TL; `groups` are the explained runs by arm and condition, `tables` their regions."""
     baseline = tl_arm(study)
     arms = {arm.name: arm for arm in study.arms}
     pairs: dict[Key, _Pair] = {}
