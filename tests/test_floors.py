@@ -51,9 +51,9 @@ FLOORS = {
 }
 TORCHLESS = ("gatekeeper", "suggestion", "coco", "outlines", "chosen", "desk", "annotator",
              "specs", "conditions", "grids",
-             "reading", "spreads", "power", "statistics", "evaluation", "convergence", "store", "folder", "checks", "contrasts",
-             "naming", "seals", "rasters", "annotations", "regions", "observations", "contributions", "explained", "foreground",
-             "album", "evidence", "pictures", "shares", "findings", "tables", "figures", "summary", "sections",
+             "reading", "spreads", "power", "statistics", "evaluation", "convergence", "store", "folder", "checks",
+             "contrasts", "naming", "seals", "rasters", "annotations", "regions", "observations", "contributions",
+             "explained", "foreground", "album", "evidence", "pictures", "shares", "findings", "tables", "figures", "summary", "sections",
              "report", "standing", "underway", "outlook", "watching", "trackers",
              "mlflow_tracker", "wandb_tracker", "chronicle", "tracking", "distortions", "trends", "frames",
              "layout", "series", "results", "difficulties", "controls", "robustness", "difficulty_tables",

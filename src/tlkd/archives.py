@@ -125,7 +125,7 @@ class _Headers:
 
 class _Tar(tarfile.TarFile):
     def __init__(self, name: Any = None, mode: Any = "r", fileobj: Any = None, **more: Any) -> None:
-        super().__init__(name, mode, _Headers(fileobj), **more)  # type: ignore[arg-type]
+        super().__init__(name, mode, _Headers(fileobj), **more)
 
 
 def _is_tar(archive: Path) -> bool:
@@ -158,7 +158,7 @@ def _untar(archive: Path, place: _Place) -> Iterator[float]:
                 place.put(parts, content)
             elif not member.isdir():
                 raise _outside(member.name)
-            opened.members = []  # the list of all members is not needed, and may be long
+            opened.members = []  # type: ignore[attr-defined]  # the list of all of them is not needed, and may be long
             yield min(1.0, raw.tell() / size)
     for parts in links:
         place.spend(BLOCK)

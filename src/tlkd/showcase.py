@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
-from tlkd import archives, datasets, progress, seeding, sources, standalone, store
+from tlkd import archives, datasets, progress, seeding, standalone, store
 from tlkd.errors import BadInput, expanded, nearest
 from tlkd.images import BadImage, decode, fit_image
 from tlkd.specs import Data
@@ -157,7 +157,8 @@ def _unpacked(archive: Path, cache: Path) -> Path:
     """An archive's files, unpacked where data sets unpack theirs."""
     def build(folder: Path) -> None:
         (folder / "files").mkdir()
-        for _ in progress.track(archives.unpack(archive, folder / "files", str(archive)), f"unpack {archive.name}", 100):
+        steps = archives.unpack(archive, folder / "files", str(archive))
+        for _ in progress.track(steps, f"unpack {archive.name}", 100):
             pass
 
     try:

@@ -125,8 +125,8 @@ def read_state(path: Path) -> State:
             with warnings.catch_warnings(action="ignore"):  # they speak of how it was pickled
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # its text advises to unpickle the file all the same
-        raise BadInput(f"weights: found {str(path)!r}; it holds something other than tensors, and tlkd unpickles "
-                       "nothing; allowed: a .safetensors file, or what torch.save(network.state_dict(), file) wrote") from error
+        raise BadInput(f"weights: found {str(path)!r}; it holds something other than tensors, and tlkd unpickles nothing; "
+                       "allowed: a .safetensors file, or what torch.save(network.state_dict(), file) wrote") from error
     except Exception as error:  # a damaged file can fail anywhere inside the two parsers, with any exception
         raise BadInput(f"weights: found {str(path)!r}; it cannot be read as tensors ({brief(error)}); allowed: a "
                        ".safetensors file, or what torch.save(network.state_dict(), file) wrote") from error
