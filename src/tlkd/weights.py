@@ -46,6 +46,7 @@ State = OrderedDict[str, Tensor]
 PACKAGED = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 WRAPPERS = ("state_dict", "model", "model_state_dict")
+ALLOWED = "allowed: a .safetensors file, or what torch.save(network.state_dict(), file) wrote"
 
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_SD: Triple = (0.229, 0.224, 0.225)
@@ -125,11 +126,11 @@ def read_state(path: Path) -> State:
             with warnings.catch_warnings(action="ignore"):  # they speak of how it was pickled
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # its text advises to unpickle the file all the same
-        raise BadInput(f"weights: found {str(path)!r}; it holds something other than tensors, and tlkd unpickles nothing; "
-                       "allowed: a .safetensors file, or what torch.save(network.state_dict(), file) wrote") from error
+        raise BadInput(f"weights: found {str(path)!r}; it holds something other than tensors, and tlkd unpickles "
+                       f"nothing; {ALLOWED}") from error
     except Exception as error:  # a damaged file can fail anywhere inside the two parsers, with any exception
-        raise BadInput(f"weights: found {str(path)!r}; it cannot be read as tensors ({brief(error)}); allowed: a "
-                       ".safetensors file, or what torch.save(network.state_dict(), file) wrote") from error
+        raise BadInput(f"weights: found {str(path)!r}; it cannot be read as tensors ({brief(error)}); "
+                       f"{ALLOWED}") from error
     for _ in WRAPPERS:  # wrappings can be nested
         inner = [content[key] for key in WRAPPERS if key in content] if isinstance(content, dict) else []
         content = inner[0] if inner and isinstance(inner[0], dict) else content
