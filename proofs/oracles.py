@@ -79,7 +79,7 @@ RIVALS: dict[str, Rival] = {"plain PyTorch": plain, "Hugging Face's formula": hu
 
 
 def distillation(rival: Rival, seed: int, dtype: torch.dtype, step: int = 1) -> tuple[float, float]:
-    """The largest differences of losses and of gradients, each as a fraction of the larger ones where they exceed 1.
+    """The largest relative differences of losses, and of gradients: each over its batch's largest entry.
 
     Ours is computed in `dtype`, the other always in float64, on the same numbers.
     """
@@ -93,9 +93,25 @@ def distillation(rival: Rival, seed: int, dtype: torch.dtype, step: int = 1) -> 
             assert leaf.grad is not None
             values.append(value.item())
             slopes.append(leaf.grad.double())
-        worst = max(worst, abs(values[0] - values[1]) / max(1.0, abs(values[1])))
-        slope = max(slope, float((slopes[0] - slopes[1]).abs().max() / max(1.0, float(slopes[1].abs().max()))))
+        worst = max(worst, abs(values[0] - values[1]) / abs(values[1]))
+        slope = max(slope, float((slopes[0] - slopes[1]).abs().max() / slopes[1].abs().max()))
     return worst, slope
+
+
+def rounded(loss: Rival, seed: int, step: int = 1) -> tuple[float, float]:
+    """The same of a loss in float32 against itself in float64: what rounding alone does to it."""
+    worst = [0.0, 0.0]
+    for student, labels, teacher, weight, temperature in cases(seed, torch.float32, step):
+        found = []
+        for kind in (torch.float32, torch.float64):
+            leaf = nn.Parameter(student.to(kind))
+            value = loss(leaf, labels, teacher.to(kind), weight, temperature)
+            value.backward()  # type: ignore[no-untyped-call]
+            assert leaf.grad is not None
+            found.append((value.detach().double(), leaf.grad.double()))
+        worst = [max(most, float((one - other).abs().max() / other.abs().max()))
+                 for most, one, other in zip(worst, *found, strict=True)]
+    return worst[0], worst[1]
 
 
 def smoothing(seed: int) -> float:

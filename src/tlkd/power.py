@@ -18,6 +18,7 @@ Floats = NDArray[np.float64]
 POWER = 0.8
 DRAWS = 2_000
 EXACT = 9  # seeds: up to as many, all signs are gone through; beyond, Student's t is as near as a draw can tell
+FEW = 5  # ways of signs: where the level allows fewer, as in a large family, t would promise too much
 MOST_SEEDS, MOST_IMAGES = 10_000, 10**9
 
 
@@ -91,10 +92,12 @@ def power(parts: _Components, seeds: int, images: int, rule: tuple[float, float,
     drawn = _drawn()
     of_seed, of_image = parts.seed + parts.rest / images, parts.image + parts.rest / seeds
     shared = gain + math.sqrt(parts.image / images) * drawn[:, 0]
-    if seeds <= EXACT:
-        by_seed = shared[:, None] + math.sqrt(of_seed) * drawn[:, 3:3 + seeds]
+    ways = strict * 2.0 ** min(seeds - 1, 99)
+    if seeds <= EXACT or ways < FEW:
+        own = drawn[:, 3:3 + seeds] if seeds <= EXACT else _drawn_for(seeds)
+        by_seed = shared[:, None] + math.sqrt(of_seed) * own
         means, over_seeds = by_seed.mean(axis=1), by_seed.var(axis=1, ddof=1) / seeds
-        passed = _flipped(by_seed) < strict
+        passed = _flipped(by_seed) < strict if seeds <= EXACT else _ways(by_seed) < ways
     else:
         means = shared + math.sqrt(of_seed / seeds) * drawn[:, 1]
         over_seeds = of_seed / seeds * _chi_squared(drawn[:, 3], seeds - 1)
@@ -114,6 +117,12 @@ def power(parts: _Components, seeds: int, images: int, rule: tuple[float, float,
 def _drawn() -> Floats:
     """Standard normal draws `[draw, part]`: an image's part, the seeds' mean, two variances, and each of few seeds."""
     return np.random.default_rng(list(b"power")).standard_normal((DRAWS, 3 + EXACT))
+
+
+@cache
+def _drawn_for(seeds: int) -> Floats:
+    """Standard normal draws `[draw, seed]` of more seeds than all signs of which are gone through."""
+    return np.random.default_rng([*b"power", seeds]).standard_normal((DRAWS, seeds))
 
 
 def _chi_squared(normal: Floats, degrees: int) -> Floats:
@@ -136,6 +145,16 @@ def _flipped(values: Floats) -> Floats:
     sums = np.abs(values @ signs.T)
     return np.asarray(np.mean(sums >= sums[:, :1] - 1e-9 * np.abs(values).sum(axis=1, keepdims=True), axis=1),
                       np.float64)
+
+
+def _ways(values: Floats) -> Floats:
+    """How many signs of each row of `[draw, seed]`, its sum positive, give a sum as large; right below `FEW`.
+
+    The smallest values that may be turned decide: were there one more among the others, there would be `FEW` already.
+    """
+    lowest = np.sort(values, axis=1)[:, :FEW]
+    turned = (np.arange(2**FEW)[:, None] >> np.arange(FEW)) & 1
+    return np.asarray(np.sum(lowest @ turned.T <= 0, axis=1), np.float64)
 
 
 def _first(holds: Callable[[int], bool], most: int) -> int | None:
