@@ -52,6 +52,7 @@ class Known:
     network: Network
     inputs: dict[str, str]
     seconds: float
+    banked: bool  # its features come out of a bank
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ class Inventory:
             started = time.perf_counter()
             network = network_for(self.workshop, spec, seed, key, fit=getattr(spec, "fit", True))
             inputs = inputs_of(self.workshop, network)
-            self._known[name] = Known(network, inputs, time.perf_counter() - started)
+            took = time.perf_counter() - started
+            self._known[name] = Known(network, inputs, took, is_banked(self.workshop, network))
         return self._known[name]
 
     def student(self, run: Run) -> Known:
@@ -151,7 +153,7 @@ class Inventory:
 
     def features(self, known: Known, who: str, condition: Condition | None) -> list[Bank]:
         """The banks of a frozen backbone's features: the clean views, and those that a condition corrupts."""
-        if not is_banked(self.workshop, known.network):
+        if not known.banked:
             return []
         network, what = known.network, f"features of {who} at {known.network.input_size} px"
         recipe = features_recipe(self.workshop, network, known.inputs)
@@ -166,7 +168,7 @@ class Inventory:
     def tested(self, known: Known) -> list[Bank]:
         """The banks of a frozen student's features of distorted test images, for robustness."""
         found = []
-        for distortion in stages.distortions_of(self.study) if is_banked(self.workshop, known.network) else []:
+        for distortion in stages.distortions_of(self.study) if known.banked else []:
             recipe = distorted_recipe(self.workshop, known.network, known.inputs, "test", stages.DISTORTED, distortion)
             group = f"features of student at {known.network.input_size} px, distorted test images"
             found.append(self._bank(f"{group}, {describe(distortion)}", group, recipe, self._count("test"),
