@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tlkd import seals
 from tlkd.checks import covered, refuse_damaged, verify
 from tlkd.errors import BadInput
 from tlkd.folder import Predictions, StudyFolder, load_predictions, save_predictions
+from tlkd.study import collect
 
 RUN = "kd-clean-1"
 
@@ -199,6 +201,37 @@ def test_a_folder_without_study_or_results_is_bad_input(tmp_path: Path) -> None:
     (path / "results.csv").write_bytes(b"")
     with pytest.raises(BadInput, match="cannot be read"):
         verify(path)
+
+
+def test_runs_that_have_changed_places_are_found(folder: StudyFolder) -> None:
+    first, other = run_path(folder), folder.path / "runs" / "kd-clean-0"
+    first.rename(folder.path / "aside")
+    other.rename(first)
+    (folder.path / "aside").rename(other)
+    collect(folder)
+    _, problems = verify(folder.path)
+    assert problems == ["runs/kd-clean-0/spec.json: is of the run kd-clean-1",
+                        "runs/kd-clean-1/spec.json: is of the run kd-clean-0"]
+
+
+def test_an_archive_of_arrays_that_would_fill_memory_is_refused_before_it_is_unpacked(folder: StudyFolder) -> None:
+    path = run_path(folder) / "predictions.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed, packed.open(
+            "logits.npy", "w", force_zip64=True) as file:
+        for _ in range(1025):
+            file.write(bytes(2**20))
+    refused(lambda: load_predictions(path), str(path), "unpacks to 1,074,790,400 bytes; allowed: 1,073,741,824")
+
+
+def test_what_is_about_to_be_written_has_no_checksum_meanwhile(folder: StudyFolder) -> None:
+    seals.seal(folder.path, seals.STUDY)
+    (folder.path / "summary.txt").write_text("said")
+    seals.seal(folder.path, seals.REPORT)
+    seals.unseal(folder.path, seals.REPORT)
+    assert "summary.txt" not in seals.read(folder.path) and "results.csv" in seals.read(folder.path)
+    collect(folder)  # by a driver that has gone on while another came to its end
+    assert not (folder.path / seals.NAME).exists()
+    assert verify(folder.path)[1] == []
 
 
 # --- what no manifest holds -------------------------------------------------------------------------------------------

@@ -150,7 +150,16 @@ def _row_problems(folder: StudyFolder, run: Run, row: dict[Any, Any]) -> list[st
 
 def _run_problems(folder: StudyFolder, run: Run) -> list[str]:
     path = folder.run_path(run)
-    return _damage(path) or _metric_problems(path)
+    return _damage(path) or [*_name_problems(path, run), *_metric_problems(path)]
+
+
+def _name_problems(path: Path, run: Run) -> list[str]:
+    """Whether a run lies in its own place: two that have changed places are whole, each by itself."""
+    try:
+        named = store.read_json(path / "spec.json")["run_id"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        return [f"spec.json: cannot be read ({type(error).__name__}: {error})"]
+    return [] if named == run.run_id else [f"spec.json: is of the run {named}"]
 
 
 def _damage(path: Path) -> list[str]:

@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tlkd import store
-from tlkd.folder import Run, StudyFolder, reading
+from tlkd.folder import Run, StudyFolder, reading, stored
 
 Floats = NDArray[np.float32]
 Outlines = tuple[NDArray[np.float64], ...]  # polygons [point, 2]: x and y as fractions of the fitted square's side
@@ -72,7 +72,7 @@ def save_images(folder: Path, images: ExplainedImages) -> None:
 def load(folder: StudyFolder, who: str) -> Explained:
     """A network's attributions. Raises `BadInput` where they cannot be read."""
     path = place(folder, who) / "attributions.npz"
-    with reading(path), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+    with reading(path), stored(path) as arrays:
         return Explained(**{each.name: arrays[each.name] for each in fields(Explained)})
 
 
@@ -85,7 +85,7 @@ def load_images(folder: StudyFolder) -> ExplainedImages:
         outlines = {name: tuple(np.array(polygon, np.float64).reshape(-1, 2) for polygon in polygons)
                     for name, polygons in said["outlines"].items()}
         notes = tuple(map(str, said["notes"]))
-    with reading(path), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+    with reading(path), stored(path) as arrays:
         return ExplainedImages(outlines=outlines, notes=notes, **{name: arrays[name] for name in (
             "sample_ids", "labels", "images", "masked", "masks", "uncertain")})
 

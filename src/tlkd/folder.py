@@ -30,6 +30,8 @@ EXTENDABLE = ("name", "verdict", "footnotes", "explanation", "robustness", "excl
 teachers may be added to."""
 
 
+ALWAYS, MOST_GROWTH = 2**30, 100  # bytes that any .npz file may unpack to, and how many times its own length
+
 KILLED = "its worker was killed"
 """How the reason begins of a failure that was none of the step's own: it is tried again at the next start."""
 
@@ -107,8 +109,21 @@ def save_predictions(path: Path, predictions: Predictions) -> None:
 
 def load_predictions(path: Path) -> Predictions:
     """Read `predictions.npz`; nothing in it is unpickled. Raises BadInput where it cannot be read."""
-    with reading(path), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+    with reading(path), stored(path) as arrays:
         return Predictions(arrays["sample_ids"], arrays["labels"], arrays["logits"])
+
+
+@contextmanager
+def stored(path: Path) -> Iterator[Any]:
+    """The arrays of an `.npz` file by name, none unpickled. Raises `ValueError` where they would fill memory."""
+    with path.open("rb") as file:
+        with zipfile.ZipFile(file) as packed:  # none unpacks to more than it says here
+            size, most = sum(each.file_size for each in packed.infolist()), max(ALWAYS, MOST_GROWTH * packed.start_dir)
+        if size > most:
+            raise ValueError(f"it unpacks to {size:,} bytes; allowed: {most:,}")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as arrays:
+            yield arrays
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from tlkd.batches import Source
 from tlkd.conditions import Condition
 from tlkd.errors import BadInput
 from tlkd.folder import Run, StudyFolder, load_predictions, teacher_fits
+from tlkd.specs import canonical
 from tlkd.workshop import (
     Workshop,
     all_pixels,
@@ -54,7 +55,8 @@ class Recomputed:
 def recompute(path: Path, rows: int | None = 16, everything: bool = False) -> Recomputed:
     """Recompute up to `rows` rows (None: all) of each bank that a study used, and of its networks' test predictions.
 
-    Nothing is trained or written. What the cache no longer holds is said, and is no problem.
+    Nothing is trained; decoded images are written anew where the cache has lost them. What else it no longer
+    holds is said, and is no problem.
     """
     folder, found = StudyFolder(path), Recomputed()
     try:
@@ -69,9 +71,14 @@ def recompute(path: Path, rows: int | None = 16, everything: bool = False) -> Re
         return found
     workshop = Workshop(folder.study, dataset, store.cache_folder(), torch.device("cpu"))
     known = {stage["address"] for stage in folder.stages()}
-    for name, bank in _banks(workshop, folder, found):
+    compared = set()
+    for name, bank in _banks(workshop, folder, rows, found):
         if bank.recipe.address in known:
+            compared.add(bank.recipe.address)
             _compare_bank(workshop, name, bank, rows, found)
+    found.missed += [f"{stage['stage']}, a bank of distorted images that verify cannot make again"
+                     for stage in folder.stages() if str(stage.get("place", "")).startswith(("features/", "logits/"))
+                     and stage["address"] not in compared]
     finished = folder.finished()
     chosen = finished if everything or len(finished) <= RUNS else [
         finished[place] for place in np.linspace(0, len(finished) - 1, RUNS).round().astype(int)]
@@ -91,7 +98,8 @@ class _Bank:
     forward: Callable[[Tensor], Tensor]
 
 
-def _banks(workshop: Workshop, folder: StudyFolder, found: Recomputed) -> Iterator[tuple[str, _Bank]]:
+def _banks(workshop: Workshop, folder: StudyFolder, rows: int | None,
+           found: Recomputed) -> Iterator[tuple[str, _Bank]]:
     """The banks of a study: features and corrupted features of students and teachers, logits of teachers.
 
     Each is valid until the next one is asked for, since networks share a backbone.
@@ -107,7 +115,7 @@ def _banks(workshop: Workshop, folder: StudyFolder, found: Recomputed) -> Iterat
             if bank.recipe.address not in seen:
                 seen.add(bank.recipe.address)
                 yield name, bank
-        if fit is None or not study.bank:
+        if fit is None:
             continue
         recipe = stages.teacher_recipe(workshop, network, fit, inputs_of(workshop, network))
         place = workshop.cache / "teachers" / recipe.address
@@ -115,9 +123,10 @@ def _banks(workshop: Workshop, folder: StudyFolder, found: Recomputed) -> Iterat
             _miss(place, f"{who}'s weights", found)
             continue
         models.load_trained(network, load_file(place / "model.safetensors"))
-        yield f"logits of {who}", _Bank(stages.logits_recipe(workshop, recipe.address),
-                                        dict(all_pixels(workshop, network)), network.eval())
-        _compare(f"{place}", network, workshop, load_predictions(place / "predictions.npz").logits, 16, found)
+        if study.bank:
+            yield f"logits of {who}", _Bank(stages.logits_recipe(workshop, recipe.address),
+                                            dict(all_pixels(workshop, network)), network.eval())
+        _compare(f"{place}", network.eval(), workshop, load_predictions(place / "predictions.npz").logits, rows, found)
 
 
 def _feature_banks(workshop: Workshop, network: models.Network, who: str,
@@ -163,8 +172,18 @@ def _compare_run(workshop: Workshop, folder: StudyFolder, run: Run, rows: int | 
         return
     student = workshop.study.student_of(run.condition)
     network = network_for(workshop, student, run.seed, stages.student_key(run.condition))
+    made, asked = store.read_json(path / store.MANIFEST), stages.run_spec(workshop, network, run)
+    if made["version"] == stages.VERSION:  # another tlkd says what it made in its own way
+        found.problems += [f"runs/{run.run_id}: its {key} is another than the study's: {_brief(made['spec'], key)}, "
+                           f"study.yaml gives {_brief(asked, key)}"
+                           for key in asked if canonical(made["spec"].get(key)) != canonical(asked[key])]
     models.load_trained(network, load_file(path / "model.safetensors"))
     _compare(f"runs/{run.run_id}", network.eval(), workshop, folder.predictions(run).logits, rows, found)
+
+
+def _brief(spec: dict[str, Any], key: str) -> str:
+    text = canonical(spec.get(key))
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _compare(who: str, network: models.Network, workshop: Workshop, stored: NDArray[Any], rows: int | None,

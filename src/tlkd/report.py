@@ -40,6 +40,7 @@ def write(folder: Path) -> Path:
     shown = list(albums(study, found.tl.name if found.tl is not None else ""))
     drawings = [*figures.draw(found), *difficulty_figures.draw(found), *specimens.draw(study, found),
                 *shares.draw(found, shown), *pictures.draw(found, shown)]
+    seals.unseal(folder, seals.REPORT)
     for name, table in {**tables.draw(found), **difficulty_tables.draw(found)}.items():
         store.replace_text(folder / "tables" / f"{name}.csv", table.to_csv(index=False))
     for drawing in drawings:

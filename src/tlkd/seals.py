@@ -3,7 +3,7 @@
 A study at work has none: it is written when the study has come to its end, and again, for its own files, by a report.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tlkd import store
@@ -22,8 +22,23 @@ def seal(folder: Path, patterns: Iterable[str]) -> None:
     found = {name: store.checksum(folder / name) for name in _there(folder, patterns)}
     kept = {name: digest for name, digest in read(folder).items()
             if not any(Path(name).match(pattern) for pattern in patterns)}
-    lines = [f"{digest}  {name}\n" for name, digest in sorted({**kept, **found}.items())]
-    store.replace_text(folder / NAME, "".join(lines))
+    store.replace_text(folder / NAME, _lines({**kept, **found}))
+
+
+def unseal(folder: Path, patterns: Iterable[str]) -> None:
+    """Drop the checksums of what is about to be written, so that whoever is killed meanwhile leaves no wrong ones."""
+    known = read(folder)
+    kept = {name: digest for name, digest in known.items() if not any(Path(name).match(each) for each in patterns)}
+    if kept == known:
+        return
+    if kept:
+        store.replace_text(folder / NAME, _lines(kept))
+    else:
+        (folder / NAME).unlink(missing_ok=True)
+
+
+def _lines(sums: Mapping[str, str]) -> str:
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
 
 
 def _there(folder: Path, patterns: Iterable[str]) -> list[str]:

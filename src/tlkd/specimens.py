@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tlkd import figures, store
 from tlkd.figures import Drawing, Maker
 from tlkd.findings import Findings
-from tlkd.folder import StudyFolder, reading
+from tlkd.folder import StudyFolder, reading, stored
 from tlkd.series import in_words
 
 SIDE, GAP, LABEL, FOOT = 92.0, 5.0, 178.0, 15.0  # pixels of the page
@@ -44,7 +44,7 @@ def load(folder: StudyFolder) -> Specimens | None:
         said: dict[str, Any] = store.read_json(beside)
         rows, labels = [(str(row["of"]), str(row["what"])) for row in said["rows"]], tuple(map(str, said["labels"]))
         taken = {str(name): tuple(each) for name, each in said["taken_for"].items()}
-    with reading(path), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+    with reading(path), stored(path) as arrays:
         images = arrays["images"]
         if images.ndim != 5 or images.shape[:2] != (len(rows), len(labels)):
             raise ValueError(f"expected {len(rows)} rows of {len(labels)} images, found shape {images.shape}")

@@ -445,6 +445,7 @@ def write_stages(folder: StudyFolder, made: list[dict[str, Any]]) -> None:
     """Add to `stages.json` what stages cost: those of earlier starts stay."""
     if made:
         known = {stage["address"]: stage for stage in [*made, *folder.stages()]}
+        seals.unseal(folder.path, seals.STUDY)  # of another driver, which has come to its end before this one
         store.write_json(folder.path / "stages.json", list(known.values()))
 
 
@@ -481,5 +482,6 @@ def collect(folder: StudyFolder) -> pd.DataFrame:
             row["teacher_agreement"] = evaluation.agreement(folder.predictions(run).logits, theirs.logits)["top1"]
         rows.append(row)
     table = pd.DataFrame(rows, columns=list(RESULT_COLUMNS))
+    seals.unseal(folder.path, seals.STUDY)
     store.replace_text(folder.path / "results.csv", table.to_csv(index=False))
     return table
