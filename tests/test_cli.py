@@ -316,11 +316,14 @@ def test_a_plan_is_printed_and_leaves_the_folder_alone(call: Call, shapes_folder
 
 
 def test_verify_exits_with_what_it_found(call: Call, whole: Path) -> None:
-    assert call("verify", str(whole)) == (0, "4 runs checked, 0 problems\n", "")
+    code, out, err = call("verify", str(whole))
+    assert (code, err) == (0, "") and out.endswith("\n4 runs checked, 0 problems\n")
+    assert out.startswith("4 runs: files, metrics from predictions, results.csv\n") and "not recomputed: " in out
     path = whole / "runs" / "kd-clean-0" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"!")
-    said = "runs/kd-clean-0/model.safetensors: missing, or not what its checksum says\n4 runs checked, 1 problems\n"
-    assert call("verify", str(whole)) == (1, said, "")
+    code, out, err = call("verify", str(whole))
+    assert (code, err) == (1, "") and out.endswith("\n4 runs checked, 1 problems\n")
+    assert "runs/kd-clean-0/model.safetensors: missing, or not what its checksum says\n" in out
 
 
 @pytest.mark.parametrize(("name", "trainable", "frozen", "total"), [  # the thesis's table 4.1, its head counted once

@@ -119,7 +119,7 @@ def test_less_attention_and_a_share_that_cannot_be_told(tmp_path: Path) -> None:
     assert one.word == "inconclusive" and one.sentence.endswith("cannot tell whether that is chance.")
     assert one.details[1] == "With 2 seeds p over seeds cannot fall below 0.500: nothing can be supported."
     assert "with 80 % power" in one.details[2] and "with these 22 masked images" in one.details[2]
-    assert "which covers seeds, on these images alone" in one.details[0]
+    assert "which covers seeds and images" in one.details[0]
 
 
 def test_no_masks_no_pair_and_nothing_explained(tmp_path: Path) -> None:

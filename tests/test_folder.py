@@ -419,7 +419,7 @@ def test_robustness_is_done_where_all_that_is_asked_for_now_was_shown(tmp_path: 
     assert not folder.robustness_done(run)
     for each in (run, waiting):
         path = folder.robustness_path(each)
-        store.write_json(path / "manifest.json", {"inputs": {"run": "made once"}})
+        store.write_json(path / "manifest.json", {"inputs": {"run": "made once"}, "files": {}})
         shown = [describe(one) for one in folder.study.robustness[0].distortions]
         pd.DataFrame({"distortion": shown}).to_csv(path / "robustness.csv", index=False)
     store.write_json(folder.run_path(run) / "manifest.json", {"address": "made once"})

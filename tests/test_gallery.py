@@ -185,6 +185,9 @@ def test_a_run_from_other_weights_is_refused(ran: Path, tmp_path: Path) -> None:
     stored = json.loads(spec.read_text())
     stored["inputs"]["backbone"] = "0" * 64
     spec.write_text(json.dumps(stored))
+    with pytest.raises(BadInput, match=r"spec\.json: is damaged"):
+        run_network(other)
+    sealed_folders.reseal(spec.parent)
     with pytest.raises(BadInput, match="trained from other weights of timm:test_resnet"):
         run_network(other)
 
@@ -201,6 +204,9 @@ def test_images_that_are_no_longer_the_studys_are_not_its_background(ran: Path, 
     shutil.copytree(ran, other)
     card = json.loads((other / "data.json").read_text())
     (other / "data.json").write_text(json.dumps({**card, "content": "0" * 64}))
+    with pytest.raises(BadInput, match=r"data\.json: is not what SHA256SUMS says"):
+        gallery.explain(f"{other}:tl-clean-4", Options((photo,)), CPU)
+    (other / "SHA256SUMS").unlink()
     with pytest.raises(BadInput, match="no longer holds the images that the study was run on"):
         gallery.explain(f"{other}:tl-clean-4", Options((photo,)), CPU)
     text = (other / "study.yaml").read_text().replace(str(shapes_folder), "gone")
@@ -519,13 +525,13 @@ MISTAKES: dict[str, tuple[str, dict[str, Any], str]] = {  # RUN, TMP and PHOTO s
     "model": ("torchvision:resnet19", {}, "MODEL_OR_RUN: found 'torchvision:resnet19'"),
     "model, near": ("packaged:lite0", {}, "did you mean 'efficientnet_lite0'"),
     "prefix": ("keras:resnet18", {}, "keras:resnet18: neither a run's folder nor a network"),
-    "long name": ("y" * 5000, {}, ": neither a run's folder nor a network"),
+    "long name": ("y" * 5000, {}, "it cannot be opened (File name too long)"),
     "no run": ("STUDY:tl-clean-5", {}, "the study has no run 'tl-clean-5'; did you mean 'tl-clean-4'?"),
     "study": ("STUDY", {}, "is a whole study; name one of its finished runs, e.g. "),
     "file": ("PHOTO", {}, "neither a run's folder nor a network"),
     "weights": (TINY, {"weights": "imagenette"}, "--weights: found 'imagenette'; allowed for timm:test_resnet: "),
     "no file": (TINY, {"weights": "gone.pth"}, "--weights: found 'gone.pth'; there is no such file"),
-    "torn": (TINY, {"weights": "TMP/torn.pth"}, "cannot be read as tensors"),
+    "torn": (TINY, {"weights": "TMP/torn.pth"}, "it holds something other than tensors"),
     "headless": (TINY, {"weights": "TMP/headless.pth"}, "it holds no head (fc.weight)"),
     "another's": ("torchvision:densenet121", {}, "it holds no head (classifier.weight)"),
     "too small": ("torchvision:vit_b_16", {"weights": "none", "input_size": 17}, "--input-size: found 17"),

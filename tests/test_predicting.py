@@ -159,6 +159,10 @@ def test_an_export_of_others_is_refused_in_a_line(root: Path, tmp_path: Path) ->
     folder = tmp_path / "student"
     shutil.copytree(root / "student", folder)
     config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "class_names": []}))
+    with pytest.raises(BadInput, match=r"config\.json: is not what SHA256SUMS says"):
+        predict(str(folder / "model.onnx"), [image], Options())
+    (folder / "SHA256SUMS").unlink()
 
     def change(**more: object) -> None:
         (folder / "config.json").write_text(json.dumps({**config, **more}))

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import sealed_folders
 from explained_folders import write_explanations
 from study_folders import lay_down
 from tlkd import contributions, explained, sections, tables
@@ -126,6 +127,7 @@ def attended(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyFolder, Fin
         table["positive_share"] = table.fg_pos / (table.fg_pos + table.bg_pos) + (
             0.1 if run.run_id == "tl_kd-clean-1" else 0.0)
         table.to_csv(path, index=False)
+        sealed_folders.reseal(path.parent)
     return folder, find(folder)
 
 
