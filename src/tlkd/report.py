@@ -40,16 +40,17 @@ def write(folder: Path) -> Path:
     shown = list(albums(study, found.tl.name if found.tl is not None else ""))
     drawings = [*figures.draw(found), *difficulty_figures.draw(found), *specimens.draw(study, found),
                 *shares.draw(found, shown), *pictures.draw(found, shown)]
-    seals.unseal(folder, seals.REPORT)
-    for name, table in {**tables.draw(found), **difficulty_tables.draw(found)}.items():
-        store.replace_text(folder / "tables" / f"{name}.csv", table.to_csv(index=False))
-    for drawing in drawings:
-        store.replace_text(folder / "figures" / f"{drawing.name}.svg", drawing.svg)
-        store.replace_bytes(folder / "figures" / f"{drawing.name}.png", drawing.png)
-    store.replace_text(folder / "summary.txt", plain(summarise(found)))
-    store.replace_text(folder / "report.html", page(found, drawings))
-    if (folder / seals.NAME).is_file():  # not of a study at work
-        seals.seal(folder, seals.REPORT)
+    with seals.alone(folder):
+        seals.unseal(folder, seals.REPORT)
+        for name, table in {**tables.draw(found), **difficulty_tables.draw(found)}.items():
+            store.replace_text(folder / "tables" / f"{name}.csv", table.to_csv(index=False))
+        for drawing in drawings:
+            store.replace_text(folder / "figures" / f"{drawing.name}.svg", drawing.svg)
+            store.replace_bytes(folder / "figures" / f"{drawing.name}.png", drawing.png)
+        store.replace_text(folder / "summary.txt", plain(summarise(found)))
+        store.replace_text(folder / "report.html", page(found, drawings))
+        if (folder / seals.NAME).is_file():  # not of a study at work
+            seals.seal(folder, seals.REPORT)
     return folder / "report.html"
 
 

@@ -3,8 +3,11 @@
 A study at work has none: it is written when the study has come to its end, and again, for its own files, by a report.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock
 
 from tlkd import store
 from tlkd.errors import BadInput
@@ -15,6 +18,15 @@ STUDY = ("study.yaml", "data.json", "results.csv", "stages.json", "examples.json
          "explanations/*.json", "explanations/*.npz")
 """What a run of the study leaves outside of its artifacts."""
 REPORT = ("summary.txt", "report.html", "tables/*.csv", "figures/*.svg", "figures/*.png")
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Within this no other process writes what is sealed: of two drivers, one would seal what the other has half."""
+    with store.guard_disk(folder):
+        (folder / ".locks").mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".locks" / "seals.lock"):
+            yield
 
 
 def seal(folder: Path, patterns: Iterable[str]) -> None:

@@ -82,7 +82,8 @@ def run_study(study: Study, out: Path, device: torch.device, command: str = "", 
     subject = explaining.prepare(workshop, folder)
     with store.guard_disk(out):
         folder.prepare(study, provenance(command, device), anew=damaged)
-        seals.mend(out)
+        with seals.alone(out):
+            seals.mend(out)
         write_card(workshop, out)
         examples.write(workshop, out)
         folder.forget_failures(everything=retry_failed)
@@ -101,7 +102,8 @@ def run_study(study: Study, out: Path, device: torch.device, command: str = "", 
             write_stages(folder, workshop.stages)
         if not folder.failures():
             shutil.rmtree(out / ".work", ignore_errors=True)
-        seals.seal(out, seals.STUDY)
+        with seals.alone(out):
+            seals.seal(out, seals.STUDY)
     return {**folder.failures(), **folder.robustness_failures(),
             **{f"explanation of {who}": why for who, why in folder.explanation_failures().items()}}
 
@@ -444,9 +446,10 @@ def attempt(failure: Path, do: Callable[[], Any]) -> Any:
 def write_stages(folder: StudyFolder, made: list[dict[str, Any]]) -> None:
     """Add to `stages.json` what stages cost: those of earlier starts stay."""
     if made:
-        known = {stage["address"]: stage for stage in [*made, *folder.stages()]}
-        seals.unseal(folder.path, seals.STUDY)  # of another driver, which has come to its end before this one
-        store.write_json(folder.path / "stages.json", list(known.values()))
+        with seals.alone(folder.path):
+            known = {stage["address"]: stage for stage in [*made, *folder.stages()]}
+            seals.unseal(folder.path, seals.STUDY)  # of another driver, which has come to its end before this one
+            store.write_json(folder.path / "stages.json", list(known.values()))
 
 
 # --- explanations -----------------------------------------------------------------------------------------------------
@@ -482,6 +485,7 @@ def collect(folder: StudyFolder) -> pd.DataFrame:
             row["teacher_agreement"] = evaluation.agreement(folder.predictions(run).logits, theirs.logits)["top1"]
         rows.append(row)
     table = pd.DataFrame(rows, columns=list(RESULT_COLUMNS))
-    seals.unseal(folder.path, seals.STUDY)
-    store.replace_text(folder.path / "results.csv", table.to_csv(index=False))
+    with seals.alone(folder.path):
+        seals.unseal(folder.path, seals.STUDY)
+        store.replace_text(folder.path / "results.csv", table.to_csv(index=False))
     return table
