@@ -93,13 +93,15 @@ def make_app(desk: Desk, token: str, port: int) -> gatekeeper.App:
 def _answer(work: Callable[..., Any], model: type[Body] | None = None) -> Callable[..., Any]:
     """What the server does with a request: it works in a thread, and says whatever goes wrong as JSON."""
     from starlette.concurrency import run_in_threadpool
-    from starlette.requests import Request
+    from starlette.requests import ClientDisconnect, Request
     from starlette.responses import JSONResponse, Response
 
     async def answer(request: Request) -> Response:
         try:
             more = [] if model is None else [model.model_validate_json(await request.body())]
             found = await run_in_threadpool(work, request, *more)
+        except ClientDisconnect:  # nobody is there to hear the answer, and the terminal is not to hear of it
+            return Response(status_code=400)
         except gatekeeper.TooLarge:
             return JSONResponse({"reason": gatekeeper.TOO_LARGE}, 413)
         except ValidationError as error:
