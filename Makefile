@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 QUICK := .venv/.quickstart
 STAMP := .venv/.installed
-PROOFS := kills survival calibration power flips faults safety
+PROOFS := kills survival calibration power flips faults safety truth selection
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: quickstart test test-slow lint docs benchmarks proofs proofs-short clean

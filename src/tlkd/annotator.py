@@ -100,9 +100,7 @@ def _answer(work: Callable[..., Any], model: type[Body] | None = None) -> Callab
         try:
             more = [] if model is None else [model.model_validate_json(await request.body())]
             found = await run_in_threadpool(work, request, *more)
-        except ClientDisconnect:  # nobody is there to hear the answer, and the terminal is not to hear of it
-            return Response(status_code=400)
-        except gatekeeper.TooLarge:
+        except (gatekeeper.TooLarge, ClientDisconnect):  # of one that hung up nobody hears: not the terminal either
             return JSONResponse({"reason": gatekeeper.TOO_LARGE}, 413)
         except ValidationError as error:
             return JSONResponse({"reason": _first_problem(error)}, 422)
