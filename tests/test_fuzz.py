@@ -277,6 +277,8 @@ def unpacked(archive: Path, root: Path, kind: str) -> None:
 @example([("a/1.png", tarfile.LNKTYPE, "../../secret", b"")], "x.tar")
 @example([("a/1.png", tarfile.REGTYPE, "", b"x"), ("a/2.png", tarfile.LNKTYPE, "a/1.png", b""),
           ("b/1.png", tarfile.SYMTYPE, "../a/2.png", b"")], "x.tar.gz")
+@example([("a/1.png", tarfile.SYMTYPE, "a" * 300, b"")], "x.tar")
+@example([("a" * 300 + "/1.png", tarfile.LNKTYPE, "a" * 300, b"")], "x.tar")
 def test_any_tar_stays_in_its_place(members: list[tuple[str, bytes, str, bytes]], name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -330,6 +332,7 @@ WHOLE_ARCHIVES = {suffix: archive_of(suffix) for suffix in ("zip", "tar", "tar.g
 
 @fuzz
 @given(st.sampled_from(sorted(WHOLE_ARCHIVES)), st.floats(0, 1), st.binary(min_size=1, max_size=12), st.booleans())
+@example("zip", 218 / len(WHOLE_ARCHIVES["zip"]), bytes.fromhex("8080003a801d0080"), False)  # seeks before the beginning
 def test_any_damage_to_an_archive_is_said(suffix: str, where: float, other: bytes, cut: bool) -> None:
     whole = WHOLE_ARCHIVES[suffix]
     at = int(where * len(whole))

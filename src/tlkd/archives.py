@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import os
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -61,7 +62,7 @@ def unpack(archive: Path, into: Path, name: str) -> Iterator[int]:
     except _Unsafe as error:
         raise BadInput(f"data.source: {name}: unsafe archive, not unpacked: {error}") from None
     except Exception as error:  # a damaged one can fail anywhere inside its parser
-        if isinstance(error, OSError) and error.errno is not None:  # it is the disk
+        if _of_the_disk(error):
             raise
         raise BadInput(f"data.source: {name}: the archive is damaged: {error or type(error).__name__}") from None
 
@@ -90,7 +91,7 @@ class _Place:
         except (NotADirectoryError, FileExistsError, IsADirectoryError):
             raise _Unsafe(f"its member {'/'.join(parts)!r} is a file and a folder") from None
         except (OSError, UnicodeError) as error:
-            if isinstance(error, OSError) and error.errno not in NO_NAME:
+            if _of_the_disk(error):
                 raise
             raise _Unsafe(f"its member {'/'.join(parts)[:80]!r} has a name that no file can have") from None
 
@@ -133,10 +134,15 @@ def _is_tar(archive: Path) -> bool:
         try:
             _Tar.open(fileobj=raw).close()
         except Exception as error:  # whatever its parsers raise
-            if isinstance(error, OSError) and error.errno is not None:
+            if _of_the_disk(error):
                 raise
             return False
         return True
+
+
+def _of_the_disk(error: Exception) -> bool:
+    """Whether it tells of the machine. A name or a place in a file that cannot be is told of by the archive."""
+    return isinstance(error, OSError) and error.errno is not None and error.errno not in NO_NAME
 
 
 def _untar(archive: Path, place: _Place) -> Iterator[float]:
@@ -187,7 +193,7 @@ def _followed(start: Parts, links: dict[Parts, Parts], place: _Place) -> Path:
             break
         parts = links[parts]
     target = place.into.joinpath(*parts)
-    if parts in links or not target.is_file():
+    if parts in links or not os.path.isfile(target):  # which also says no of a name that no file can have
         raise _Unsafe(f"its member {'/'.join(start)!r} is a link to no file in it; pack the files themselves (tar -h)")
     return target
 
