@@ -24,6 +24,7 @@ from tlkd.folder import (
     TeacherFit,
     load_predictions,
     plan,
+    reading,
     teacher_fit,
     teacher_fits,
     was_killed,
@@ -481,8 +482,9 @@ def collect(folder: StudyFolder) -> pd.DataFrame:
                **folder.result(run)}
         teacher = folder.teacher_of(run)
         if teacher is not None and teacher.is_dir():
-            theirs = load_predictions(teacher / "predictions.npz")
-            row["teacher_agreement"] = evaluation.agreement(folder.predictions(run).logits, theirs.logits)["top1"]
+            theirs, ours = load_predictions(teacher / "predictions.npz"), folder.predictions(run)
+            with reading(folder.run_path(run) / "predictions.npz"):  # edited, they may not fit the teacher's
+                row["teacher_agreement"] = evaluation.agreement(ours.logits, theirs.logits)["top1"]
         rows.append(row)
     table = pd.DataFrame(rows, columns=list(RESULT_COLUMNS))
     with seals.alone(folder.path):
