@@ -15,6 +15,7 @@ from tlkd.provenance import git_commit, hardware, versions
 HERE = Path(__file__).parent
 SCRIPTS = ("bank_building", "training_step", "head_only", "whole_study", "deep_shap", "difficulties", "scale",
            "many_runs")
+OPTIONS = {"scale": ["--write"]}
 NOTES = {
     "bank_building": "What a bank costs beside the network is the views: resizing 32-pixel images to 96 and mirroring "
                      "half of them, about a tenth of EfficientNet-lite0's forward pass; so it misses its goal there.",
@@ -38,7 +39,8 @@ says that the machine was shared.
 
 def measure(name: str) -> dict[str, Any]:
     """What one script prints, with the machine it ran on."""
-    done = subprocess.run([sys.executable, f"{name}.py"], cwd=HERE, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run([sys.executable, f"{name}.py", *OPTIONS.get(name, [])], cwd=HERE, check=True,
+                          stdout=subprocess.PIPE, text=True)
     print(done.stdout, flush=True)
     lines = [line.removeprefix("ROW ") for line in done.stdout.splitlines() if line.startswith("ROW ")]
     machine, installed = hardware(torch.device("cpu")), versions()

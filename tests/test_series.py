@@ -98,3 +98,7 @@ def test_many_conditions_are_told_in_a_few_words() -> None:
               "training": {"epochs": number}} for number in (1, 2, 3, 4)]
     text = summarised(study([CLEAN, *fractions(0.5, 0.1, 0.01), *noises(0.4), *mixed]).conditions)
     assert text == "9 conditions: clean; train fraction: 1 to 50 % (3); label noise: 40 %; 4 combined"
+    grid = [{"name": f"k{10 * kept:.0f}_{10 * wrong:.0f}", "train_fraction": kept, "label_noise": {"fraction": wrong}}
+            for kept in (1.0, 0.6, 0.3) for wrong in (0.0, 0.1, 0.2, 0.3, 0.4)]
+    told = summarised(study(grid).conditions)
+    assert len(told) < 400 and told.startswith("15 conditions: ") and told.endswith("; 3 series more")

@@ -14,6 +14,7 @@ QUANTITIES = (TRAIN_FRACTION, LABEL_NOISE, CORRUPTION)
 AXES = {TRAIN_FRACTION: "training images kept (%)", LABEL_NOISE: "training labels made wrong (%)",
         CORRUPTION: "training images corrupted (%)"}
 """What the number of a series is, as an axis says it."""
+NAMED = 6  # series that a few words may name
 
 
 @dataclass(frozen=True)
@@ -188,10 +189,12 @@ def summarised(conditions: Sequence[Condition]) -> str:
     """All conditions of a study in a few words: `25 conditions: clean; train fraction: 1 to 50 % (6); ...`."""
     every = series_of(conditions)
     parts = [each.name for each in conditions if each.plain]
-    for each in every:
-        if not each.lone:
-            numbers = sorted(place.number for place in each.hard)
-            parts.append(f"{each.label}: {_span(numbers, 'to')}" + (f" ({len(numbers)})" if len(numbers) > 1 else ""))
+    lines = [each for each in every if not each.lone]
+    for each in lines if len(lines) <= NAMED else lines[:NAMED - 1]:
+        numbers = sorted(place.number for place in each.hard)
+        parts.append(f"{each.label}: {_span(numbers, 'to')}" + (f" ({len(numbers)})" if len(numbers) > 1 else ""))
+    if len(lines) > NAMED:  # a grid of two has one for each value of either
+        parts.append(f"{len(lines) - NAMED + 1} series more")
     alone = [f"{each.places[0].name} ({in_words(each.places[0].condition)})" for each in every if each.lone]
     parts += alone if len(alone) <= 3 else [f"{len(alone)} combined"]
     return f"{len(conditions)} conditions: {'; '.join(parts)}" if len(conditions) > 1 else "".join(parts)
