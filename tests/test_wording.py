@@ -38,6 +38,7 @@ def test_numbers_of_one_size_share_their_decimals() -> None:
     (Needed(39, 2029), 10, "needs at least 39 seeds with these 1,000 images, or 2,029 images with these 10 seeds."),
     (Needed(49, None), 5, "49 seeds with these 1,000 images; no number of images with these 5 seeds is enough."),
     (Needed(None, 9000), 10, "9,000 images with these 10 seeds; with these 1,000 images no number of seeds is enough."),
+    (Needed(None, None), 3, "at least 10,000 seeds and in proportion more images together: with these 1,000 images no"),
     (Needed(None, None, (14, 4667)), 3, "at least 14 seeds and 4,667 images together: with these 1,000 images no"),
     (Needed(8, 500), 10, "There are enough seeds and images to show a gain of 0.5 points with 80 % power"),
     (Needed(None, None), 1, "more than one seed is needed before it can be said how many."),

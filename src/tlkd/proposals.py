@@ -2,7 +2,8 @@
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,10 @@ def demand() -> None:
 
 
 def journal(path: Path) -> "optuna.storages.BaseStorage":
-    """The journal of all trials, whatever a process that was killed may have left of its last line and of its lock."""
+    """The journal of all trials, whatever a process that was killed may have left of its last line and of its lock.
+
+    It is JSON, a line an entry; of Optuna's backends and samplers only others unpickle.
+    """
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
@@ -37,10 +41,18 @@ def journal(path: Path) -> "optuna.storages.BaseStorage":
         whole = content[:content.rfind(b"\n") + 1]
         if whole != content:
             store.replace_bytes(path, whole)
+    return JournalStorage(JournalFileBackend(str(path)))
+
+
+@contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged or edited journal sets off into one plain line."""
     try:
-        return JournalStorage(JournalFileBackend(str(path)))
-    except (ValueError, LookupError, TypeError) as error:
-        raise BadInput(f"{path}: cannot be read ({type(error).__name__}: {error}); choose another --out") from None
+        yield
+    except BadInput:
+        raise
+    except Exception as error:  # it can fail anywhere inside Optuna
+        raise BadInput(f"{path}: cannot be read ({type(error).__name__}: {error}); choose another --out") from error
 
 
 @dataclass
@@ -75,6 +87,7 @@ class ArmSearch:
             if "setting" not in trial.user_attrs:  # killed while it was asked for: the same is proposed again
                 self._study.tell(trial.number, state=self._states.FAIL)
         self.begun = len(self._trials())
+        self.complete(), self.unfinished()  # what cannot be read is known at once
 
     def _trials(self) -> list["optuna.trial.FrozenTrial"]:
         """All that were begun, in order: a trial's place among them is its number."""
@@ -87,17 +100,24 @@ class ArmSearch:
             if trial.state != self._states.COMPLETE:
                 break
             told = trial.user_attrs
-            found.append(Trial(self.arm.name, number, told["setting"], _by_seed(told["scores"]),
-                               _by_seed(told["losses"]), told["seconds"], told["failure"],
-                               _by_seed(told["artifacts"])))
+            found.append(Trial(self.arm.name, number, self._setting(told), _by_seed(told["scores"], float),
+                               _by_seed(told["losses"], float), float(told["seconds"]), str(told["failure"]),
+                               _by_seed(told["artifacts"], str)))
         return found
 
     def unfinished(self) -> list[Attempt]:
         """The trials that an earlier start left in the middle."""
         import optuna
 
-        return [Attempt(self, number, optuna.Trial(self._study, trial._trial_id), trial.user_attrs["setting"])
+        return [Attempt(self, number, optuna.Trial(self._study, trial._trial_id), self._setting(trial.user_attrs))
                 for number, trial in enumerate(self._trials(), start=1) if trial.state == self._states.RUNNING]
+
+    def _setting(self, told: Mapping[str, Any]) -> dict[str, Any]:
+        setting = dict(told["setting"])
+        if setting.keys() != {space.key for space in self.spaces}:
+            raise ValueError(f"a trial of {self.arm.name} has other keys than were searched")
+        with_setting(self.arm, {} if setting == self.search.own(self.arm) else setting)
+        return setting
 
     def ask(self, parallel: bool) -> Attempt:
         """Begin the next trial: the study's own setting first, then what the sampler proposes.
@@ -136,8 +156,8 @@ class ArmSearch:
         self._study.tell(attempt.trial, told.value)
 
 
-def _by_seed(stored: Mapping[str, Any]) -> dict[int, Any]:
-    return {int(seed): value for seed, value in stored.items()}  # in JSON all keys are text
+def _by_seed(stored: Mapping[str, Any], kind: Callable[[Any], Any]) -> dict[int, Any]:
+    return {int(seed): kind(value) for seed, value in stored.items()}  # in JSON all keys are text
 
 
 def _distribution(space: Space) -> "optuna.distributions.BaseDistribution":

@@ -24,7 +24,7 @@ from tlkd.batches import Rows, predict
 from tlkd.engine import Executor, Inline, Job, Outcome, failure_line, run_all
 from tlkd.errors import BadInput, RunFailed
 from tlkd.folder import EXTENDABLE, KILLED, Run, StudyFolder, TeacherFit, plan, teacher_fit
-from tlkd.proposals import ArmSearch, Attempt, demand, job_name, journal
+from tlkd.proposals import ArmSearch, Attempt, demand, job_name, journal, understood
 from tlkd.provenance import provenance
 from tlkd.reading import dump_yaml, read_yaml
 from tlkd.spaces import Search, shown_value, starts_from_tl, with_setting
@@ -70,8 +70,9 @@ def tune(search: Search, trials: int, out: Path, device: torch.device, command: 
             if not (out / RECORD).is_file():
                 record = {**_decisive(search, workshop.dataset.content), "provenance": provenance(command, device)}
                 store.replace_text(out / RECORD, dump_yaml(record))
-            storage = journal(out / JOURNAL)
-            searches = [ArmSearch(storage, search, arm) for arm in search.arms]
+            with understood(out / JOURNAL):
+                storage = journal(out / JOURNAL)
+                searches = [ArmSearch(storage, search, arm) for arm in search.arms]
             if any(len(each.complete()) < trials for each in searches):
                 _carry_on(context, searches, trials, executor)
             found = Trials(search, {each.arm.name: each.complete()[:trials] for each in searches})

@@ -90,7 +90,8 @@ def _more(needed: Needed, here: str, these: str, noun: str) -> str:
     if more_images:
         return f"{more_images}; {no_seeds}"
     both = needed.together
-    counts = f"{count(both[0], 'seed')} and {count(both[1], noun)}" if both else "more than can be counted"
+    counts = (f"{count(both[0], 'seed')} and {count(both[1], noun)}" if both
+              else f"10,000 seeds and in proportion more {noun}s")  # `power.MOST_SEEDS`: nobody looked further
     return f"{counts} together: {no_seeds}, and {no_images}"
 
 
