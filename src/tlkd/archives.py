@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import os
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -193,7 +192,11 @@ def _followed(start: Parts, links: dict[Parts, Parts], place: _Place) -> Path:
             break
         parts = links[parts]
     target = place.into.joinpath(*parts)
-    if parts in links or not os.path.isfile(target):  # which also says no of a name that no file can have
+    try:
+        there = target.is_file()
+    except OSError:  # a name that no file can have
+        there = False
+    if parts in links or not there:
         raise _Unsafe(f"its member {'/'.join(start)!r} is a link to no file in it; pack the files themselves (tar -h)")
     return target
 

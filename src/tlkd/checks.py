@@ -8,6 +8,7 @@ import numpy as np
 from tlkd import evaluation, explained, regions, seals, store
 from tlkd.errors import BadInput
 from tlkd.folder import RESULT_COLUMNS, Run, StudyFolder, load_predictions, reading
+from tlkd.progress import track
 from tlkd.wording import count
 
 ENDPOINT = "positive_share"
@@ -79,7 +80,8 @@ def refuse_damaged(folder: StudyFolder) -> None:
     seals.refuse(folder.path)
     finished = folder.finished()
     explained_now = [explained.place(folder, who) for who in explained.current(folder) if explained.there(folder, who)]
-    for path in [*map(folder.run_path, finished), *map(folder.robustness_path, finished), *explained_now]:
+    places = [*map(folder.run_path, finished), *map(folder.robustness_path, finished), *explained_now]
+    for path in track(places, "compare checksums", len(places)):
         if (path / store.MANIFEST).is_file():
             with reading(path / store.MANIFEST):
                 bad = store.damaged(path, (".csv", ".json"))

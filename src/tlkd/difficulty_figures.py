@@ -42,7 +42,7 @@ def draw(found: Findings) -> list[Drawing]:
         if curves:
             makers.append((f"robustness_{condition}", "Accuracy of each arm on distorted test images, by degree",
                            partial(robustness, found, curves)))
-    return [figures.render(*each) for each in makers]
+    return figures.render_all(makers)
 
 
 def _there(found: Findings, series: Series) -> list[Place]:

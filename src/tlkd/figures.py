@@ -23,6 +23,7 @@ from PIL import Image
 from tlkd import wording
 from tlkd.contrasts import Contrast, Floats, Group, arm_label
 from tlkd.findings import Findings
+from tlkd.progress import track
 
 BLUE = "#0072B2"
 WARM = ("#D55E00", "#E69F00", "#CC79A7", "#882255", "#AA4499", "#999933")
@@ -76,7 +77,7 @@ def draw(found: Findings) -> list[Drawing]:
                     partial(confusion, found, each)),
                    (f"difference_{name}", f"Confusion matrix of {each.label} minus that of {each.tl_label}",
                     partial(difference, found, each))]
-    return [render(*each) for each in makers]
+    return render_all(makers)
 
 
 def blocks(found: Findings) -> list[tuple[str, list[Group]]]:
@@ -100,6 +101,11 @@ def colour(found: Findings, arm: str) -> str:
 def label(found: Findings, arm: str) -> str:
     """What readers call an arm, by its name."""
     return next(arm_label(found.study, each) for each in found.study.arms if each.name == arm)
+
+
+def render_all(makers: Sequence[Maker]) -> list[Drawing]:
+    """Draw figures one after the other, and show how far it is."""
+    return [render(*each) for each in track(makers, "draw figures", len(makers))]
 
 
 def render(name: str, alt: str, make: Callable[[], Figure]) -> Drawing:

@@ -15,6 +15,7 @@ from tlkd.contrasts import METRICS, Floats, Group, Ints, arm_label, tl_arm
 from tlkd.errors import BadInput
 from tlkd.evaluation import Evaluated, Reliability
 from tlkd.folder import Predictions, Run, StudyFolder, TeacherFit, load_predictions, teacher_fit, teacher_fits
+from tlkd.progress import track
 from tlkd.series import base_conditions
 from tlkd.specs import Teacher
 
@@ -66,7 +67,7 @@ def read(folder: StudyFolder, finished: Sequence[Run]) -> Results:
     by_group: dict[tuple[str, str], list[Run]] = {}
     for run in finished:
         by_group.setdefault((run.arm.name, run.condition.name), []).append(run)
-    for condition in folder.study.conditions:
+    for condition in track(folder.study.conditions, "read predictions", len(folder.study.conditions)):
         fits = {**lasting, **reader.teachers(condition)}
         for arm in folder.study.arms:
             runs = by_group.get((arm.name, condition.name), [])
