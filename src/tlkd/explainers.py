@@ -51,7 +51,7 @@ class Explainer:
 class Case:
     """One output of a network on one image, which a method of captum explains by values `[1, *image]`."""
 
-    model: nn.Module
+    layer: nn.Module | None  # where the method looks into the network, if it does
     forward: Callable[[Tensor], Tensor]  # images -> logits or probabilities [image, class]
     image: Tensor  # [1, channel, height, width]
     background: Tensor  # [reference, channel, height, width]
@@ -89,8 +89,12 @@ def deep_lift(model: nn.Module, images: Tensor, background: Tensor, targets: Tar
     return deep_shap(model, images, background.mean(0, keepdim=True), targets, output, chunk_size)
 
 
-def through_captum(name: str, method: Method, tolerance: float | None = None) -> Function:
-    """An explainer's function out of a method that is given `captum.attr` and a case; `tolerance` if it is additive."""
+def through_captum(name: str, method: Method, tolerance: float | None = None,
+                   layer_of: Callable[[nn.Module, Tensor], nn.Module] | None = None) -> Function:
+    """An explainer's function out of a method that is given `captum.attr` and a case; `tolerance` if it is additive.
+
+    `layer_of` finds the layer that the method looks into, once for all cases.
+    """
     def function(model: nn.Module, images: Tensor, background: Tensor, targets: Targets = "winner",
                  output: Output = "logit", chunk_size: int = 32) -> Attributions:
         captum = _captum(name)
@@ -99,10 +103,11 @@ def through_captum(name: str, method: Method, tolerance: float | None = None) ->
             forward = _forward(model, output)
             above, below = (_outputs(forward, each, chunk_size) for each in (images, background))
             classes, expected = choose(targets, above), below.mean(0)
+            layer = None if layer_of is None else layer_of(model, images[:1])
             allowed = (tolerance or 0.0) * _ranges(above, below)
             rows = []
             for row, chosen in enumerate(classes.tolist()):
-                cases = (Case(model, forward, images[row:row + 1], background, target,
+                cases = (Case(layer, forward, images[row:row + 1], background, target,
                               float(above[row, target] - expected[target]), float(allowed[row, target]), chunk_size)
                          for target in chosen)
                 rows.append(torch.cat([method(captum, case).detach() for case in cases]))
@@ -163,7 +168,7 @@ def grad_cam(captum: Any, case: Case) -> Tensor:
     to it. Selvaraju et al., "Grad-CAM: Visual explanations from deep networks via gradient-based localization", 2017,
     equations 1 and 2.
     """
-    method = captum.LayerGradCam(case.forward, last_spatial_layer(case.model, case.image))
+    method = captum.LayerGradCam(case.forward, case.layer)
     small = method.attribute(case.image.clone().requires_grad_(), target=case.target, relu_attributions=True)
     large: Tensor = captum.LayerAttribution.interpolate(small, tuple(case.image.shape[2:]), "bilinear")
     return large.expand_as(case.image) / case.image.shape[1]
@@ -299,7 +304,8 @@ EXPLAINERS: Mapping[str, Explainer] = {each.name: each for each in (
               "(Lundberg & Lee 2017, Erion et al. 2021).", through_captum("gradient_shap", gradient_shap)),
     Explainer("grad_cam", False,
               "Grad-CAM of the last spatial layer, enlarged to the image and shared equally among its channels; "
-              "never negative, not additive (Selvaraju et al. 2017).", through_captum("grad_cam", grad_cam)),
+              "never negative, not additive (Selvaraju et al. 2017).",
+              through_captum("grad_cam", grad_cam, layer_of=last_spatial_layer)),
     Explainer("occlusion", False,
               f"Occlusion by a window of 1/{WINDOWS} of the image's side, filled with the mean of the background; "
               "not additive (Zeiler & Fergus 2014).", through_captum("occlusion", occlusion)),
