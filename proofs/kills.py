@@ -50,7 +50,7 @@ STUDIES: dict[str, dict[str, Any]] = {
     "whole networks": {**NETWORKS, "data": SCENES, "student": {**NETWORKS["student"], "trainable": "all"},
                        "training": {"epochs": 12, "batch_size": 16}, "seeds": [0]},
     "explanations": {**NETWORKS, "data": {**SCENES, "masks": "exact"}, "training": {"epochs": 10}, "seeds": [0],
-                     "explanation": {"images": 1, "explainer": "integrated_gradients"}},
+                     "explanation": {"images": 1, "explainer": "grad_cam"}},
     "robustness": {**NETWORKS, "data": SCENES, "training": {"epochs": 10}, "seeds": [0, 1],
                    "robustness": [{"kind": "center_black", "sizes": [0.25, 0.5]}]},
 }
