@@ -33,10 +33,11 @@ def main() -> None:
     sys.path.insert(0, str(TESTS))
     import test_bad_inputs
     import test_fuzz
+    import test_fuzz_folders
 
     warnings.simplefilter("ignore")
     broken, began = [], time.monotonic()
-    for each in test_fuzz.PROPERTIES:
+    for each in (*test_fuzz.PROPERTIES, *test_fuzz_folders.PROPERTIES):
         try:
             each()
         except Exception as error:  # a broken promise, whichever

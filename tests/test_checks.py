@@ -280,6 +280,20 @@ def test_a_run_removes_what_is_damaged_and_the_sums_until_its_end(
     assert "results.csv: is not what SHA256SUMS says; it is made again" in capsys.readouterr().err
 
 
+def test_checksums_of_files_elsewhere_are_passed_by_and_nothing_is_removed_there(folder: StudyFolder) -> None:
+    seals.seal(folder.path, seals.STUDY)
+    other = folder.path.parent / "other" / "teachers" / "big" / "history.csv"
+    other.parent.mkdir(parents=True)
+    other.write_text("theirs")
+    sums = folder.path / seals.NAME
+    lines = [f"{'0' * 64}  {name}" for name in ("../other/teachers/big/history.csv", str(other), "teachers/../../other/"
+                                                "teachers/big/history.csv", "../results.csv", "\0", ".", "/")]
+    sums.write_text(sums.read_text() + "\n".join(lines) + "\n")
+    assert verify(folder.path)[1] == []
+    seals.mend(folder.path)
+    assert other.read_text() == "theirs"
+
+
 def test_what_was_checked_is_said(folder: StudyFolder) -> None:
     lines = covered(folder.path)
     assert lines[0] == "4 runs: files, metrics from predictions, results.csv"

@@ -17,7 +17,7 @@ FLOORS = {
     "grids": 0, "schema": 0, "crew": 0, "seeding": 0, "losses": 0, "statistics": 0, "progress": 0,
     "dropout": 0, "evaluation": 0,
     "images": 0, "wording": 0, "naming": 0, "regions": 0, "scenery": 0, "program": 0,
-    "gatekeeper": 0, "archives": 0,
+    "gatekeeper": 0, "archives": 0, "arrays": 0,
     # 1
     "store": 1, "views": 1, "reading": 1, "convergence": 1, "weights": 1, "sources": 1, "rasters": 1, "shapes": 1,
     "observations": 1, "pairs": 1, "distortions": 1, "trends": 1, "frames": 1, "layout": 1,

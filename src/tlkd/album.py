@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tlkd import explained
 from tlkd.errors import BadInput
 from tlkd.explained import Explained, ExplainedImages
-from tlkd.folder import Run, StudyFolder, reading, stored
+from tlkd.folder import Run, StudyFolder
 
 Ints = NDArray[np.int64]
 
@@ -88,9 +88,9 @@ def _key(run: Run) -> tuple[str, str]:
 
 def _checked(folder: StudyFolder, who: str, images: ExplainedImages) -> tuple[Ints, float]:
     """A network's predictions, and its largest |residual| over its outputs' range (or 1, where that is the larger)."""
-    path = explained.place(folder, who) / "attributions.npz"
-    with reading(path), stored(path) as arrays:  # the large ones stay
-        ids, predicted, output, residual = (arrays[name] for name in ("sample_ids", "predicted", "output", "residual"))
+    names = ("sample_ids", "predicted", "output", "residual")  # the large ones stay
+    found = explained.arrays_of(explained.place(folder, who) / "attributions.npz", names)
+    ids, predicted, output, residual = (found[name] for name in names)
     _same_images(folder, who, ids, images)
     largest = np.abs(residual[np.isfinite(residual)]).max(initial=-1.0)
     return predicted, float(largest) / max(1.0, float(np.ptp(output))) if largest >= 0 else math.nan

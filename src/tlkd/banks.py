@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tlkd import progress, store
 from tlkd.batches import Pixels, Source, chunks
+from tlkd.errors import BadInput
 
 VERSION = 2
 BATCH = {"cpu": 64, "cuda": 512}
@@ -28,9 +29,21 @@ class Bank:
 
     @cached_property
     def arrays(self) -> dict[str, NDArray[np.float32]]:
-        """`[view, sample, width]` of each split, memory-mapped: train in all views, dev and test in the identity."""
+        """`[view, sample, width]` of each split, memory-mapped: train in all views, dev and test in the identity.
+
+        Raises `BadInput` where a file is none that `build` made, though its checksum is right.
+        """
+        return {path.stem: mapped(path) for path in sorted(self.artifact.path.glob("*.npy"))}
+
+
+def mapped(path: Path) -> NDArray[np.float32]:
+    """An array of a bank, memory-mapped. Raises `BadInput` where it is none."""
+    try:
         # Copy-on-write rather than read-only, since torch warns of arrays that it could write to and must not.
-        return {path.stem: np.load(path, mmap_mode="c") for path in sorted(self.artifact.path.glob("*.npy"))}
+        array: NDArray[np.float32] = np.load(path, mmap_mode="c", allow_pickle=False)
+    except (OSError, ValueError, OverflowError, EOFError) as error:
+        raise BadInput(f"{path}: cannot be read ({error}); remove its folder, and it is made anew") from None
+    return array
 
 
 def cached(cache: Path, kind: str, made_from: Mapping[str, Any], inputs: Mapping[str, str]) -> Bank | None:

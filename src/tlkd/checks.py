@@ -56,17 +56,16 @@ def covered(folder_path: Path) -> list[str]:
     try:
         runs, teachers = len(folder.finished()), sum(map(len, folder.teachers().values()))
         shown = [who for who in explained.current(folder) if explained.there(folder, who)]
-    except BadInput:  # so damaged that it cannot be told
+        sealed = len(seals.read(folder_path))
+        largest = [store.Artifact(explained.place(folder, who), "").about.get("largest_residual") for who in shown]
+    except (BadInput, OSError, ValueError, LookupError, AttributeError):  # so damaged that it cannot be told
         return []
     lines = [f"{count(runs, 'run')}: files, metrics from predictions, results.csv",
              f"{count(teachers, 'teacher')}: metrics from predictions"]
     if shown:
-        largest = [about.get("largest_residual") for about in (
-            store.Artifact(explained.place(folder, who), "").about for who in shown)]
-        known = [each for each in largest if each is not None]
+        known = [each for each in largest if isinstance(each, int | float)]
         lines.append(f"{count(len(shown), 'explanation')}: files, sums, regions"
                      + (f"; largest residual when made {max(known):.1g}" if known else ""))
-    sealed = len(seals.read(folder_path))
     lines.append(f"{count(sealed, 'other file')}: as in {seals.NAME}" if sealed else
                  f"not checked: files that only {seals.NAME} would vouch for, which a study has when it is over")
     return [*lines, "not checked: logs, failures, locks, and what trackers wrote"]

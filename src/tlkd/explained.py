@@ -5,7 +5,7 @@
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tlkd import store
-from tlkd.folder import Run, StudyFolder, reading, stored
+from tlkd.arrays import stored
+from tlkd.folder import Run, StudyFolder, reading
 
 Floats = NDArray[np.float32]
 Outlines = tuple[NDArray[np.float64], ...]  # polygons [point, 2]: x and y as fractions of the fitted square's side
@@ -53,6 +54,12 @@ class ExplainedImages:
     notes: tuple[str, ...]  # what was left out or mended when the masks were read
 
 
+KINDS = {"sample_ids": ("U", 1), "labels": ("iu", 1), "predicted": ("iu", 1), "values": ("f", 4), "output": ("f", 1),
+         "expected": ("f", 1), "residual": ("f", 1), "picture_rows": ("iu", 1), "pictures": ("f", 4),
+         "images": ("u", 4), "masked": ("b", 1), "masks": ("b", 3), "uncertain": ("b", 1)}
+"""NumPy's letters for the types, and the number of dimensions, of all that is stored."""
+
+
 def save(path: Path, explained: Explained) -> None:
     """Write `attributions.npz`, uncompressed: packing would take longer than much of what it holds took to make."""
     np.savez(path, **{each.name: getattr(explained, each.name) for each in fields(explained)})
@@ -71,9 +78,7 @@ def save_images(folder: Path, images: ExplainedImages) -> None:
 
 def load(folder: StudyFolder, who: str) -> Explained:
     """A network's attributions. Raises `BadInput` where they cannot be read."""
-    path = place(folder, who) / "attributions.npz"
-    with reading(path), stored(path) as arrays:
-        return Explained(**{each.name: arrays[each.name] for each in fields(Explained)})
+    return Explained(**arrays_of(place(folder, who) / "attributions.npz", [each.name for each in fields(Explained)]))
 
 
 def load_images(folder: StudyFolder) -> ExplainedImages:
@@ -85,9 +90,23 @@ def load_images(folder: StudyFolder) -> ExplainedImages:
         outlines = {name: tuple(np.array(polygon, np.float64).reshape(-1, 2) for polygon in polygons)
                     for name, polygons in said["outlines"].items()}
         notes = tuple(map(str, said["notes"]))
+    found = arrays_of(path, ("sample_ids", "labels", "images", "masked", "masks", "uncertain"))
+    return ExplainedImages(outlines=outlines, notes=notes, **found)
+
+
+def arrays_of(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """These arrays of an `attributions.npz` or `images.npz`, `sample_ids` among them.
+
+    Raises `BadInput` where they cannot be read, or are of another type or shape than was written.
+    """
     with reading(path), stored(path) as arrays:
-        return ExplainedImages(outlines=outlines, notes=notes, **{name: arrays[name] for name in (
-            "sample_ids", "labels", "images", "masked", "masks", "uncertain")})
+        found = {name: arrays[name] for name in names}
+        for name, array in found.items():
+            kinds, dimensions = KINDS[name]
+            like = found["picture_rows" if name == "pictures" else "sample_ids"] if name != "picture_rows" else array
+            if array.dtype.kind not in kinds or array.ndim != dimensions or len(array) != len(like):
+                raise ValueError(f"{name} is {list(array.shape)} of {array.dtype}")
+        return found
 
 
 def regions(folder: StudyFolder, who: str) -> pd.DataFrame:

@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tlkd import store
+from tlkd.arrays import stored
 from tlkd.conditions import Condition
 from tlkd.distortions import describe
 from tlkd.errors import BadInput
@@ -28,9 +29,6 @@ RESULT_COLUMNS = ("run_id", "arm", "condition", "seed", "test_accuracy", "test_p
 EXTENDABLE = ("name", "verdict", "footnotes", "explanation", "robustness", "exclude")
 """Keys that may change when a study is run again into its folder (`data.masks` too); seeds, arms, conditions and
 teachers may be added to."""
-
-
-ALWAYS, MOST_GROWTH = 2**30, 100  # bytes that any .npz file may unpack to, and how many times its own length
 
 KILLED = "its worker was killed"
 """How the reason begins of a failure that was none of the step's own: it is tried again at the next start."""
@@ -111,19 +109,6 @@ def load_predictions(path: Path) -> Predictions:
     """Read `predictions.npz`; nothing in it is unpickled. Raises BadInput where it cannot be read."""
     with reading(path), stored(path) as arrays:
         return Predictions(arrays["sample_ids"], arrays["labels"], arrays["logits"])
-
-
-@contextmanager
-def stored(path: Path) -> Iterator[Any]:
-    """The arrays of an `.npz` file by name, none unpickled. Raises `ValueError` where they would fill memory."""
-    with path.open("rb") as file:
-        with zipfile.ZipFile(file) as packed:  # none unpacks to more than it says here
-            size, most = sum(each.file_size for each in packed.infolist()), max(ALWAYS, MOST_GROWTH * packed.start_dir)
-        if size > most:
-            raise ValueError(f"it unpacks to {size:,} bytes; allowed: {most:,}")
-        file.seek(0)
-        with np.load(file, allow_pickle=False) as arrays:
-            yield arrays
 
 
 @contextmanager

@@ -116,7 +116,8 @@ class ArmSearch:
         setting = dict(told["setting"])
         if setting.keys() != {space.key for space in self.spaces}:
             raise ValueError(f"a trial of {self.arm.name} has other keys than were searched")
-        with_setting(self.arm, {} if setting == self.search.own(self.arm) else setting)
+        changed = {} if setting == self.search.own(self.arm) else setting
+        self.search.study.training_of(with_setting(self.arm, changed), self.search.condition)
         return setting
 
     def ask(self, parallel: bool) -> Attempt:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tlkd import datasets, models, seeding, stages, store, wording
+from tlkd import banks, datasets, models, seeding, stages, store, wording
 from tlkd.batches import Pixels
 from tlkd.conditions import Condition, Distortion
 from tlkd.distortions import describe
@@ -240,9 +240,9 @@ class _Again:
             shape = len(source.views), len(source.rows)
             file = f"{place / split}.npy"
             try:
-                stored = np.load(file, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError) as error:
-                self.found.problems.append(f"{file}: {name}: cannot be read ({error})")
+                stored = banks.mapped(Path(file))
+            except BadInput as error:
+                self.found.problems.append(str(error).replace(f"{file}: ", f"{file}: {name}: ", 1))
                 continue
             if stored.shape[:2] != shape or stored.ndim != 3 or stored.dtype != np.float32:
                 self.found.problems.append(f"{file}: {name}: holds {stored.dtype} {list(stored.shape)}, not "

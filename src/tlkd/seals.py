@@ -5,7 +5,7 @@ A study at work has none: it is written when the study has come to its end, and 
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from filelock import FileLock
 
@@ -59,12 +59,24 @@ def _there(folder: Path, patterns: Iterable[str]) -> list[str]:
 
 
 def read(folder: Path) -> dict[str, str]:
-    """The checksums by file; empty where none were written. Lines that are none are left out."""
+    """The checksums by file; empty where none were written. Lines of anything but files of this folder are left out.
+
+    Raises `BadInput` where what is called so is no file.
+    """
     try:
         lines = (folder / NAME).read_text(errors="replace").splitlines()
     except FileNotFoundError:
         return {}
-    return {name: digest for digest, _, name in (line.partition("  ") for line in lines) if name}
+    except OSError as error:
+        raise BadInput(f"{folder / NAME}: cannot be read ({error.strerror}); remove it, and the study's own `tlkd run` "
+                       "writes it anew") from None
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines) if _inside(name)}
+
+
+def _inside(name: str) -> bool:
+    """Whether a name is of a file in the study's own folder: others are neither read nor removed."""
+    path = PurePath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
 def damaged(folder: Path, patterns: Iterable[str] = (*STUDY, *REPORT)) -> list[str]:

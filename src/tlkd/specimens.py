@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from tlkd import figures, store
+from tlkd.arrays import stored
 from tlkd.figures import Drawing, Maker
 from tlkd.findings import Findings
-from tlkd.folder import StudyFolder, reading, stored
+from tlkd.folder import StudyFolder, reading
 from tlkd.series import in_words
 
 SIDE, GAP, LABEL, FOOT = 92.0, 5.0, 178.0, 15.0  # pixels of the page
