@@ -295,7 +295,7 @@ def better(pool: dict[str, Any], chosen: Plan, seed: int, seeds: int = 3) -> lis
         mean = {how: f"{100 * np.mean(each):.0f} %" for how, each in wins.items()}
         gap = f"{points(float(np.mean(best_gaps)))}" if size < images else "–"
         rows.append([f"{size:,}", mean["last"], mean["dev"], mean["test"], mean["one"],
-                     f"{mean['many']}, by {points(float(np.mean(null_gaps)))}", gap])
+                     f"{mean['many']}, {points(float(np.mean(null_gaps)))}", gap])
     return rows
 
 
@@ -327,7 +327,7 @@ def text_of(pool: dict[str, Any], chosen: Plan, rows: Sequence[list[str]], seed:
     header = ["epochs", "test images", "TL rises by", "of it flattery", "TL+KD rises by", "of it flattery",
               "TL rises over dev's choice by", "the gain changes by"]
     wins = ["test images", "last epoch", "best on dev", "best on test", "TL against TL, best on test",
-            f"the best of {third} arms that are all TL", "flattery of the best of "
+            f"the best of {third} arms that are all TL, and its lead in points", "flattery of the best of "
             f"{len(chosen.weights) * len(chosen.temperatures)} settings (points)"]
     own = ["", "best on test (%)", "best on dev (%)", "difference (points)", "of it flattery", "epochs trained",
            "with dev"]
