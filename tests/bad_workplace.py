@@ -82,6 +82,15 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, leads: str = "") -> tarfile
     return info
 
 
+def negative(name: str, size: int) -> bytes:
+    """A tar's header that says of a member that it is less than nothing long, as a base-256 number can."""
+    header = bytearray(member(name).tobuf())
+    header[124:136] = b"\xff" + (256**11 + size).to_bytes(11, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
 def archives(at: Path) -> None:
     """Archives that would do harm."""
     tar(at / "out.tar", (member("../out.png"), b"x"))
@@ -101,6 +110,8 @@ def archives(at: Path) -> None:
     bomb = member("train/a/1.png")
     bomb.size = 10 * 2**30
     (at / "bomb.tar").write_bytes(bomb.tobuf())
+    tar(at / "twice.tar", (member("train/a/1.png"), b"x"), (member("train/a/1.png"), b"y"))
+    (at / "negative.tar").write_bytes(negative(".x", -2**62) + negative(".y", -512) + bytes(2048))
     with zipfile.ZipFile(at / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("a/1.png", bytes(2**20))
     content = (at / "bomb.zip").read_bytes()

@@ -170,6 +170,10 @@ BAD = (  # the command, and what it is answered with: {here} is the folder it ru
     ('FOLDER both.tar',
      "data.source: folder:both.tar: unsafe archive, not unpacked: its member 'train/a/1.png' is a file and a "
      'folder'),
+    ('FOLDER twice.tar',
+     "data.source: folder:twice.tar: unsafe archive, not unpacked: its member 'train/a/1.png' comes twice"),
+    ('FOLDER negative.tar',
+     'data.source: folder:negative.tar: unsafe archive, not unpacked: one of its members is less than nothing long'),
     ('FOLDER escape.tar',
      "data.source: folder:escape.tar: unsafe archive, not unpacked: its member '../\\x1b[2J\\nred' points outside "
      'of it or is no plain file'),

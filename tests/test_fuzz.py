@@ -5,6 +5,7 @@
 
 # ruff: noqa: E501  # the shapes of files are easier to see in long lines
 
+import gzip
 import io
 import json
 import os
@@ -28,7 +29,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import tlkd
-from bad_workplace import STUDY, Bomb, coco, member, png_of, tar
+from bad_workplace import STUDY, Bomb, coco, member, negative, png_of, tar
 from tlkd import annotations, archives, images, masks, rasters, reading, sources, weights
 from tlkd.errors import LONGEST, BadInput, one_line
 from tlkd.folder import load_predictions
@@ -367,9 +368,67 @@ def test_a_header_that_would_fill_the_memory_is_not_read(tmp_path: Path) -> None
     header.size = 2**32
     for name, content in (("x.tar", header.tobuf()), ("y.tar", member("a/1.png").tobuf() + header.tobuf())):
         (tmp_path / name).write_bytes(content + bytes(10240))
-        with pytest.raises(BadInput, match=r"neither a folder nor an archive|header of 4,294,967,296 bytes"):
+        with pytest.raises(BadInput, match=r"neither a folder nor an archive|a header of more than 1,048,576 bytes"):
             archives.fingerprint(tmp_path / name, "folder:x")
             list(archives.unpack(tmp_path / name, tmp_path / "into", "folder:x"))
+
+
+def pax(records: dict[str, str], kind: bytes) -> bytes:
+    """A tar's extended header, of the next member (`x`) or of all (`g`)."""
+    return tarfile.TarInfo.create_pax_global_header(records) if kind == tarfile.XGLTYPE else (
+        tarfile.TarInfo._create_pax_generic_header(records, kind, "utf-8"))  # type: ignore[attr-defined]
+
+
+def sparse(blocks: int) -> bytes:
+    """A member in GNU's old form for files with holes, whose map goes on for so many blocks."""
+    header = bytearray(member("a/1.png", b"S").tobuf())
+    header[482] = 1
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    block = bytearray(b"00000000001\0" * 42 + b"\1" + bytes(7))
+    return bytes(header) + bytes(block) * (blocks - 1) + bytes(block[:504]) + bytes(8)
+
+
+def map_in_the_file(numbers: int) -> bytes:
+    """A member in GNU's newer form for files with holes, whose map of so many numbers stands before its content."""
+    info = member("a/1.png")
+    info.size = 2 * numbers + 1024
+    said = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "a"}
+    return pax(said, tarfile.XHDTYPE) + info.tobuf() + f"{numbers}\n".encode().ljust(512, b"0") + b"0\n" * numbers
+
+
+@pytest.mark.parametrize("content", [
+    b"".join(pax({f"key{number}": "a" * 100_000}, tarfile.XGLTYPE) for number in range(40)),
+    sparse(4000),
+    map_in_the_file(2_000_000)], ids=["common headers", "map in headers", "map in the file"])
+def test_headers_that_would_fill_the_memory_together_are_not_read(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "into").mkdir()
+    for sound in (b"", member("b/1.png").tobuf()):
+        path = tmp_path / f"{len(sound)}.tar"
+        path.write_bytes(sound + content + member("c/1.png").tobuf() + bytes(10240))
+        with pytest.raises(BadInput, match=r"neither a folder nor an archive|a header of more than 1,048,576 bytes"):
+            archives.fingerprint(path, "folder:x")
+            list(archives.unpack(path, tmp_path / "into", "folder:x"))
+
+
+def test_members_that_are_less_than_nothing_long_neither_lift_the_limit_nor_lead_back(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "ALWAYS", 2**16)
+    monkeypatch.setattr(archives, "MOST_GROWTH", 1)
+    big = member("a/1.png")
+    big.size = 2**20
+    for name, content in (("lift", negative(".x", -2**62) + big.tobuf() + bytes(2**20)),
+                          ("back", member("b/1.png").tobuf() + negative("a/1.png", -512))):
+        (tmp_path / name).write_bytes(gzip.compress(content + bytes(1024)))
+        with pytest.raises(BadInput, match="less than nothing long"):
+            list(archives.unpack(tmp_path / name, tmp_path / f"into {name}", "folder:x"))
+        assert not (tmp_path / f"into {name}" / "a").exists()
+
+
+def test_files_with_holes_are_no_images(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(sparse(1) + bytes(10240))
+    with pytest.raises(BadInput, match="no plain file"):
+        list(archives.unpack(tmp_path / "x.tar", tmp_path / "into", "folder:x"))
 
 
 def test_many_empty_members_count_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

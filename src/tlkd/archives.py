@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import sys
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ FORMS = "allowed: a folder, .tar, .tar.gz, .tgz, .zip"
 MOST_GROWTH = 100  # an archive may unpack to so many times its own length: images are compressed already
 ALWAYS = 2**30  # bytes that any archive may unpack to
 BLOCK = 4096  # bytes that even an empty file takes up
-LONGEST_HEADER = 2**20  # bytes: what a tar says of a member is read into memory whole
+LONGEST_HEADER = 2**20  # bytes: all that a tar says of a member is read into memory
 CHUNK = 2**16  # bytes that are read of a member at a time
 MOST_LINKS = 40  # that may lead to one another
 NO_NAME = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
@@ -71,15 +72,21 @@ class _Place:
 
     def __init__(self, into: Path, most: int) -> None:
         self.into, self.most, self.left = into, most, most
+        self._there: set[Parts] = set()
 
     def spend(self, size: int) -> None:
         """Count bytes, whether they are said to come or have come. Raises `_Unsafe` where they are too many."""
+        if size < 0:
+            raise _Unsafe("one of its members is less than nothing long")
         self.left -= size
         if self.left < 0:
             raise _Unsafe(f"it unpacks to more than {self.most:,} bytes, {MOST_GROWTH} times its own length")
 
     def put(self, parts: Parts, content: IO[bytes]) -> None:
         """Write one member."""
+        if parts in self._there:
+            raise _Unsafe(f"its member {'/'.join(parts)[:80]!r} comes twice")
+        self._there.add(parts)
         target = self.into.joinpath(*parts)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -108,18 +115,19 @@ def _outside(name: str) -> _Unsafe:
 
 
 class _Headers:
-    """A tar's bytes, of which no more is read in one piece than a header may be long."""
+    """A tar's bytes, of which only so many may be read between what lies in one member and the next."""
 
     def __init__(self, file: Any) -> None:
-        self._file = file
+        self._file, self.left = file, LONGEST_HEADER
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
 
     def read(self, size: int) -> Any:
         """So many bytes, or fewer at the end."""
-        if size > LONGEST_HEADER:
-            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        if not 0 <= size <= self.left:
+            raise tarfile.ReadError(f"a header of more than {LONGEST_HEADER:,} bytes")
+        self.left -= size
         return self._file.read(size)
 
 
@@ -148,22 +156,25 @@ def _untar(archive: Path, place: _Place) -> Iterator[float]:
     size = max(1, archive.stat().st_size)
     links: dict[Parts, Parts] = {}
     with archive.open("rb") as raw, _Tar.open(fileobj=raw) as opened:
+        headers: Any = opened.fileobj
         for member in opened:
             parts = _parts(member.name)
-            place.spend(BLOCK)
-            if member.size > place.left:  # passed over or not, it must be read past
-                place.spend(member.size)
+            place.spend(BLOCK + LONGEST_HEADER - headers.left)
+            place.spend(0 if 0 <= member.size <= place.left else member.size)  # it must be read, or read past
             if any(map(hidden, parts)):
                 place.spend(member.size)
             elif member.issym() or member.islnk():
                 links[parts] = _target(member, parts)
-            elif member.isfile():
+            elif member.isfile() and not member.issparse():
                 content = opened.extractfile(member)
                 assert content is not None
+                headers.left = sys.maxsize
                 place.put(parts, content)
             elif not member.isdir():
                 raise _outside(member.name)
-            opened.members = []  # type: ignore[attr-defined]  # the list of all of them is not needed, and may be long
+            headers.left = LONGEST_HEADER
+            # What was said of all members is not needed, and may be long: neither their list nor their common header.
+            opened.members, opened.pax_headers = [], {}  # type: ignore[attr-defined]
             yield min(1.0, raw.tell() / size)
     for parts in links:
         place.spend(BLOCK)
