@@ -225,7 +225,8 @@ def lay_out(at: Path) -> None:
     specs = {"empty.yaml": b"", "list.yaml": b"- a\n", "bytes.yaml": b"\xff\xfe\x00", "open.yaml": b"name: [\n",
              "twice.yaml": b"name: a\nname: b\n", "python.yaml": b"name: !!python/object/apply:os.system [ls]\n",
              "itself.yaml": b"name: &a [*a]\n", "deep.yaml": b"name: " + b"[" * 1000, "bits.yaml": b"name: 0x" +
-             b"f" * 1000 + b"\n", "escape.yaml": STUDY.encode() + b'"\\e[31mred": 1\n',
+             b"f" * 300 + b"\n", "sixty.yaml": b"name: 1" + b":59" * 200 + b"\n", "half.yaml": b'name: "\\ud800"\n',
+             "escape.yaml": STUDY.encode() + b'"\\e[31mred": 1\n',
              "laughs.yaml": b"a: &a [x,x,x,x,x,x,x,x,x,x]\n" + b"".join(
                  f"{new}: &{new} [{','.join([f'*{old}'] * 10)}]\n".encode()
                  for old, new in zip("abcdefgh", "bcdefghi", strict=True)),

@@ -36,7 +36,11 @@ BAD = (  # the command, and what it is answered with: {here} is the folder it ru
      "'tag:yaml.org,2002:python/object/apply:os.system'"),
     ('run itself.yaml', 'itself.yaml, line 1: not valid YAML: found unconstructable recursive node'),
     ('run deep.yaml', 'deep.yaml, line 1: not valid YAML: nested more than 100 deep'),
-    ('run bits.yaml', 'bits.yaml: not valid YAML: it holds a whole number of 4,000 bits; allowed: 1,024'),
+    ('run bits.yaml', 'bits.yaml: not valid YAML: it holds a whole number of 1,200 bits; allowed: 1,024'),
+    ('run sixty.yaml', 'sixty.yaml, line 1: not valid YAML: a number of 601 characters; allowed: 400'),
+    ('run half.yaml', "half.yaml: not valid YAML: it holds half a character: '\\ud800'"),
+    ('SET data.shapes.train_per_class=1000000000000',
+     'small.yaml: data.shapes.train_per_class: found 1000000000000; allowed: less than or equal to 100000'),
     ('run escape.yaml',
      'escape.yaml: \\x1b[31mred: unknown key; allowed: name, data, student, teachers, arms, conditions, exclude, '
      'training, selection, seeds, bank, robustness, explanation, verdict, footnotes'),

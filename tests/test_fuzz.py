@@ -18,12 +18,14 @@ import tracemalloc
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -467,6 +469,25 @@ def test_any_folder_is_a_data_set_or_refused(entries: list[tuple[str, str, str]]
                     images.decode(source, 8)
 
 
+def test_large_images_are_decoded_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (64, 64)).save(tmp_path / "large.png")
+    Image.new("L", (8, 8)).save(tmp_path / "small.png")
+    monkeypatch.setattr(images, "LARGE", 100)
+    inside, most = [0], [0]
+
+    def slow(image: Image.Image) -> Image.Image:
+        inside[0] += image.width > 10
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.02)
+        inside[0] -= image.width > 10
+        return image.convert("RGB")
+
+    monkeypatch.setattr(images, "_rgb", slow)
+    with ThreadPoolExecutor(4) as pool:
+        assert len(list(pool.map(images.decode, [tmp_path / "large.png", tmp_path / "small.png"] * 4))) == 8
+    assert most == [1]
+
+
 # --- weights and arrays -----------------------------------------------------------------------------------------------
 
 
@@ -481,6 +502,33 @@ def test_any_bytes_are_weights_or_refused(content: bytes, suffix: str) -> None:
         path.write_bytes(content)
         with in_one_line("weights"):
             weights.read_state(path)
+
+
+def repacked(path: Path) -> None:
+    """The same archive with its records packed."""
+    with zipfile.ZipFile(path) as opened:
+        held = {name: opened.read(name) for name in opened.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in held.items():
+            packed.writestr(name, content)
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    ({1: torch.zeros(2)}, "it holds no state dict (names and tensors, nothing else)"),
+    ({("a", "b"): torch.zeros(2)}, "it holds no state dict"),
+    ({"a": torch.zeros(1).expand(2**40)}, "it holds no state dict"),
+    ({"a": torch.zeros(2).to_sparse()}, "it holds no state dict"),
+    ({"a": torch.empty(2, device="meta")}, "it holds no state dict"),
+    ({"a": torch.zeros(2**16)}, "its records are packed, as PyTorch does not write them"),
+], ids=["numbers", "tuples", "one number as many", "sparse", "nothing", "packed"])
+def test_state_dicts_of_another_kind_are_refused(content: Any, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(content, path)
+    if "packed" in said:
+        assert weights.read_state(path)
+        repacked(path)
+    with pytest.raises(BadInput, match=re.escape(said)):
+        weights.read_state(path)
 
 
 headers = st.dictionaries(st.text(max_size=4), st.fixed_dictionaries({

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from PIL import Image
 
 import conftest
 from tlkd import masks, rasters, shapes
+from tlkd.annotations import Annotated, Region
 from tlkd.datasets import Dataset, open_dataset
+from tlkd.images import Upright
 from tlkd.masks import Masks, open_masks
 from tlkd.specs import Data, Shapes
 
@@ -164,6 +167,17 @@ def test_pixels_and_outlines_together_have_no_outline(pictures: Path, tmp_path: 
     assert found.masks[0, 0, -1]
     assert found.masks[0, 0, 0]
     assert found.masks[0, -1, -1]
+
+
+def test_many_masks_of_one_image_are_held_one_at_a_time() -> None:
+    sides, native = (1000, 1000), Upright(1000, 1000, None)
+    many = [Region(str(number), None, False, pixels=lambda: np.ones(sides, np.bool_)) for number in range(50)]
+    tracemalloc.start()
+    drawn = masks.united(Annotated("a.png", "a.png", None, tuple(many)), many, native, masks.Notes())
+    held, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert drawn.mask.all()
+    assert most - held < 3 * 10**6  # of 50 million pixels
 
 
 @pytest.mark.parametrize("fit", ["crop", "stretch", "pad"])

@@ -3,13 +3,16 @@
 import functools
 import stat
 import struct
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from tlkd.errors import memory_trouble
 
 Fit = Literal["crop", "stretch", "pad"]
 
@@ -19,7 +22,12 @@ TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: I
          8: Image.Transpose.ROTATE_90}
 SIDEWAYS = [TURNS[value] for value in (5, 6, 7, 8)]
 OTHER_PROGRAMS = ("EPS", "WMF")
+SPARE = 2**28  # bytes that a machine with memory to spare gives at once
+LARGE = 2**24  # pixels: of images with more one is decoded at a time, which may take 16 bytes a pixel
 DEEP_GREY = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+_one_large = threading.Lock()
 
 
 class BadImage(ValueError):
@@ -83,13 +91,14 @@ def decode(source: Path | Image.Image, side: int | None = None) -> Decoded:
             mode = image.mode
             if side is not None:
                 image.draft(None, (2 * side, 2 * side))  # None: leave the mode alone
-            image.load()
-            turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
-            rgb = _rgb(image)
+            with _one_large if image.width * image.height > LARGE else nullcontext():
+                image.load()
+                turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+                rgb = _rgb(image)
     except BadImage:
         raise
     except Exception as error:  # Pillow's plugins let nearly every kind through on a broken file
-        raise BadImage(_reason(error, source)) from None
+        raise _bad(error, source) from None
     if turn is None:
         return Decoded(rgb, mode, height, width, False)
     upright = rgb.transpose(turn)
@@ -108,7 +117,7 @@ def upright(source: Path | Image.Image) -> Upright:
     except BadImage:
         raise
     except Exception as error:  # whatever Pillow raises
-        raise BadImage(_reason(error, source)) from None
+        raise _bad(error, source) from None
     return Upright(height, width, turn) if turn in SIDEWAYS else Upright(width, height, None)
 
 
@@ -125,7 +134,17 @@ def native_sides(source: Path | Image.Image) -> tuple[int, int]:
     except BadImage:
         raise
     except Exception as error:
-        raise BadImage(_reason(error, source)) from None
+        raise _bad(error, source) from None
+
+
+def _bad(error: Exception, path: Path) -> BadImage:
+    """What is wrong with a file. Raises the error itself where memory is short, which is no fault of the file's."""
+    if memory_trouble(error) is not None:
+        try:
+            bytearray(SPARE)  # else the file asks for more than any machine has
+        except MemoryError:
+            raise error from None
+    return BadImage(_reason(error, path))
 
 
 def fitted_side(sides: tuple[int, int], fit: Fit) -> int:
@@ -160,11 +179,11 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise BadImage("its pixels are floating-point numbers, whose range is unknown; save it with 8 or 16 bits")
     if image.mode in DEEP_GREY:
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise BadImage(f"its pixels run from {values.min()} to {values.max()}, outside 16 bits; "
                            "save it with 8 or 16 bits")
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(((values.astype(np.int32) + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         see_through = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))

@@ -297,14 +297,17 @@ def _native(source: Path | Image.Image, name: str) -> Upright:
 
 def united(entry: Annotated, regions: Sequence[Region], native: Upright, notes: Notes) -> Drawn:
     """The union of regions at the size that they were annotated at."""
-    pieces = [region.pixels() for region in regions if region.pixels is not None]
-    width, height = entry.size or (pieces[0].shape[::-1] if pieces else native[:2])
-    mask = np.zeros((height, width), np.bool_)
-    for piece in pieces:
+    painted = [region.pixels for region in regions if region.pixels is not None]
+    mask = None if entry.size is None else np.zeros(entry.size[::-1], np.bool_)
+    for pixels in painted:  # one after the other: each may be as large as the largest photograph
+        piece = pixels()
+        mask = np.zeros_like(piece) if mask is None else mask
         if piece.shape != mask.shape:
-            raise BadAnnotation(f"{entry.name}: its masks have {width} x {height} and {piece.shape[1]} x "
-                                f"{piece.shape[0]} pixels; give them one size")
+            one, other = (f"{each.shape[1]} x {each.shape[0]}" for each in (mask, piece))
+            raise BadAnnotation(f"{entry.name}: its masks have {one} and {other} pixels; give them one size")
         mask |= piece
+    mask = np.zeros(native[1::-1], np.bool_) if mask is None else mask
+    height, width = mask.shape
     polygons = [(region, polygon) for region in regions for polygon in region.polygons]
     for region, polygon in polygons:
         low, high = polygon.min(axis=0), polygon.max(axis=0)
@@ -314,7 +317,7 @@ def united(entry: Annotated, regions: Sequence[Region], native: Upright, notes: 
         if (low < 0).any() or (high > (width, height)).any():
             notes.add("clipped", region.name)
         fill(mask, polygon)
-    return Drawn(mask, () if pieces else tuple(polygon for _, polygon in polygons),
+    return Drawn(mask, () if painted else tuple(polygon for _, polygon in polygons),
                   any(region.uncertain for region in regions))
 
 

@@ -22,6 +22,7 @@ LARGEST_FILE = 2 * 2**20  # bytes of a study's file: YAML is read at a megabyte 
 DEEPEST = 100  # brackets in one another
 MOST_VALUES = 100_000  # in one study's file, aliases written out
 MOST_BITS = 1024  # of a whole number, which 0xfff... may have without end
+LONGEST_NUMBER = 400  # characters: to base 60, as in 1:59:59, PyYAML takes the square of them in time
 
 
 class _Loader(yaml.SafeLoader):
@@ -36,6 +37,13 @@ class _Loader(yaml.SafeLoader):
             raise yaml.scanner.ScannerError(None, None, f"nested more than {DEEPEST} deep", self.get_mark())
         super().fetch_flow_collection_start(kind)
 
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        if len(node.value) > LONGEST_NUMBER:
+            problem = f"a number of {len(node.value):,} characters; allowed: {LONGEST_NUMBER}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        whole = node.tag.endswith("int")
+        return self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
@@ -48,6 +56,10 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+for _kind_of_number in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind_of_number}", _Loader.construct_number)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -86,11 +98,18 @@ def _unshared(value: Any, left: list[int]) -> Any:
     left[0] -= 1
     if left[0] < 0:
         raise ValueError(f"it holds more than {MOST_VALUES:,} values, aliases written out")
+    if isinstance(value, dict):
+        return {_usable(key): _unshared(item, left) for key, item in value.items()}
+    return [_unshared(item, left) for item in value] if isinstance(value, list) else _usable(value)
+
+
+def _usable(value: Any) -> Any:
+    """A number or text as it is. Raises `ValueError` for what YAML can write down and nobody can use."""
     if isinstance(value, int) and value.bit_length() > MOST_BITS:
         raise ValueError(f"it holds a whole number of {value.bit_length():,} bits; allowed: {MOST_BITS:,}")
-    if isinstance(value, dict):
-        return {key: _unshared(item, left) for key, item in value.items()}
-    return [_unshared(item, left) for item in value] if isinstance(value, list) else value
+    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError(f"it holds half a character: {value[:40]!a}")
+    return value
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

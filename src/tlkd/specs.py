@@ -37,9 +37,9 @@ class Shapes(Spec):
 
     size: Annotated[int, Field(ge=32, le=96)] = 64
     """Side of a scene, in pixels."""
-    train_per_class: Positive = 200
+    train_per_class: Annotated[int, Field(ge=1, le=100_000)] = 200
     """How many training scenes of each class are painted."""
-    test_per_class: Positive = 50
+    test_per_class: Annotated[int, Field(ge=1, le=100_000)] = 50
     """How many test scenes of each class are painted."""
     tie: Fraction = 0.0
     """How often a training scene's background is its class's own: this share, and a tenth of the rest."""

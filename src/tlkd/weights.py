@@ -8,6 +8,7 @@ import re
 import socket
 import sys
 import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -123,6 +124,7 @@ def read_state(path: Path) -> State:
         if path.suffix == ".safetensors":
             content: object = load_file(path)
         else:
+            _refuse_packed(path)
             with warnings.catch_warnings(action="ignore"):  # they speak of how it was pickled
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # its text advises to unpickle the file all the same
@@ -134,10 +136,25 @@ def read_state(path: Path) -> State:
     for _ in WRAPPERS:  # wrappings can be nested
         inner = [content[key] for key in WRAPPERS if key in content] if isinstance(content, dict) else []
         content = inner[0] if inner and isinstance(inner[0], dict) else content
-    if not isinstance(content, dict) or not content or not all(isinstance(item, Tensor) for item in content.values()):
+    if not isinstance(content, dict) or not content or not all(
+            isinstance(name, str) and isinstance(item, Tensor) and _plain(item) for name, item in content.items()):
         raise BadInput(f"weights: found {str(path)!r}; it holds no state dict (names and tensors, nothing else)")
     bare = all(name.startswith("module.") for name in content)
     return renamed(content, {name: name.removeprefix("module.") if bare else name for name in content})
+
+
+def _refuse_packed(path: Path) -> None:
+    """Raise `ValueError` for an archive with packed records: PyTorch packs none, and they may unpack without end."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as opened:
+            if any(each.compress_type != zipfile.ZIP_STORED for each in opened.infolist()):
+                raise ValueError("its records are packed, as PyTorch does not write them")
+
+
+def _plain(tensor: Tensor) -> bool:
+    """Whether a tensor's numbers all lie in the file: none sparse, none that is a view of fewer."""
+    return tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized and (
+        tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes())
 
 
 def renamed(state: dict[str, Tensor], names: dict[str, str]) -> State:
