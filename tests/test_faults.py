@@ -29,10 +29,13 @@ KINDS = {"ENOSPC": (errno.ENOSPC, "disk is full"), "EIO": (errno.EIO, "disk fail
 
 
 class Faults:
-    """Counts what is asked of the disk, and lets the n-th of it fail, a write after half of its bytes."""
+    """Counts what is asked of the disk, and lets the n-th of it fail, a write after half of its bytes.
 
-    def __init__(self, fails_at: int, fail: Callable[[str], None]) -> None:
-        self.fails_at, self.fail, self.seen = fails_at, fail, []
+    A full disk fails no read: reads are counted where `reads` says so.
+    """
+
+    def __init__(self, fails_at: int, fail: Callable[[str], None], *, reads: bool = False) -> None:
+        self.fails_at, self.fail, self.reads, self.seen = fails_at, fail, reads, []
 
     def count(self, what: str) -> bool:
         """Whether this one fails."""
@@ -51,7 +54,7 @@ class Faults:
             if self.count(f"open {mode}"):
                 self.fail("open")
             stream = opening(file, mode, *rest, **named)
-            return Stream(stream, self) if set(mode) & set("wax+") else stream
+            return Stream(stream, self) if self.reads or set(mode) & set("wax+") else stream
         return call
 
     @contextmanager
@@ -66,7 +69,7 @@ class Faults:
 
 
 class Stream:
-    """A file that is written to."""
+    """An open file."""
 
     def __init__(self, stream: Any, faults: Faults) -> None:
         self.stream, self.faults = stream, faults
@@ -77,6 +80,18 @@ class Stream:
             self.stream.flush()
             self.faults.fail("write")
         return self.stream.write(content)
+
+    def read(self, *size: int) -> Any:
+        self._reads()
+        return self.stream.read(*size)
+
+    def readinto(self, buffer: Any) -> Any:
+        self._reads()
+        return self.stream.readinto(buffer)
+
+    def _reads(self) -> None:
+        if self.faults.reads and self.faults.count("read"):
+            self.faults.fail("read")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -168,7 +183,7 @@ def test_whatever_fails_in_the_store_one_line_says_so_and_nothing_is_lost(
         fails_at += 1
         shutil.copytree(laid[0], trial)
         first = (trial / "things" / address(1) / "manifest.json").stat()
-        faults = Faults(fails_at, fail)
+        faults = Faults(fails_at, fail, reads=kind == "EIO")
         with faults.at_work():
             try:
                 work(trial)
@@ -184,7 +199,8 @@ def test_whatever_fails_in_the_store_one_line_says_so_and_nothing_is_lost(
         check(trial, laid[1], first)
         shutil.rmtree(trial)
     assert len(asked) > 50
-    assert {"write", "rename", "replace", "mkdir", "fsync", "posix_fallocate", "open wb"} <= set(asked)
+    assert {"write", "rename", "replace", "mkdir", "fsync", "posix_fallocate", "open wb", "open rb"} <= set(asked)
+    assert ("read" in asked) == (kind == "EIO")
 
 
 KILLED = """
