@@ -9,7 +9,7 @@ import typer
 
 from tlkd import __version__, crew, study_commands, tool_commands
 from tlkd.console import app, complain, say
-from tlkd.errors import BadInput
+from tlkd.errors import BadInput, memory_trouble
 
 STOPPED = 130  # what a shell calls a command that Ctrl-C ended
 COMMANDS = (study_commands, tool_commands)  # importing them registers their commands
@@ -23,7 +23,7 @@ def main() -> None:
     try:
         code = app(prog_name="tlkd", standalone_mode=False)
     except BadInput as error:
-        code = complain(str(error))
+        code = complain(_short_of_memory(error) or str(error))
     except (KeyboardInterrupt, typer.Abort):
         code = STOPPED
     except crew.Parted as error:
@@ -34,19 +34,29 @@ def main() -> None:
     except OSError as error:  # outside of what guards itself: a picture, a log, a file that is read
         from tlkd.store import disk_trouble
 
-        said = disk_trouble(error)
+        said = _short_of_memory(error) or disk_trouble(error)
         if said is None or isinstance(error, BrokenPipeError):
             raise
         code = complain(said)
     except Exception as error:
-        if not hasattr(error, "format_message"):  # not a usage error of the command line itself
+        short = _short_of_memory(error)
+        if short is not None:
+            code = complain(short)
+        elif hasattr(error, "format_message"):  # a usage error of the command line itself
+            command = getattr(getattr(error, "ctx", None), "command_path", "tlkd")
+            message = error.format_message()
+            code = complain(f"{message} (see `{command} --help`)") if message else 2  # without one, help was printed
+        else:
             raise
-        command = getattr(getattr(error, "ctx", None), "command_path", "tlkd")
-        message = error.format_message()
-        code = complain(f"{message} (see `{command} --help`)") if message else 2  # without one, help was printed
     if code == STOPPED and not crew.follows():  # some versions of Typer turn the key into this code, others raise
         say("stopped; the same command goes on from here")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _short_of_memory(error: BaseException) -> str | None:
+    """What is said where memory ran out, whatever was then made of it on the way here."""
+    said = memory_trouble(error)
+    return None if said is None else f"{said}. What is finished still stands; the same command goes on from here"
 
 
 def _version(wanted: bool) -> None:

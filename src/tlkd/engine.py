@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tlkd import progress
-from tlkd.errors import BadInput, RunFailed
+from tlkd.errors import BadInput, RunFailed, memory_trouble
 from tlkd.store import guard_disk
 
 BACK_OFF = 0.5  # seconds until a job that another process was busy with is tried again
@@ -135,6 +135,9 @@ def _outcome(job: Job, future: Future[Outcome]) -> Outcome:
 
 def failure_line(error: BaseException) -> str:
     """What went wrong, on one line."""
+    short = memory_trouble(error)
+    if short is not None:
+        return short
     said = " ".join(str(error).split())
     return said if isinstance(error, RunFailed) else f"{type(error).__name__}: {said}" if said else type(error).__name__
 
@@ -143,9 +146,9 @@ def attempt(work: Work, context: Any, job: str) -> tuple[Outcome, str]:
     """Do one job in this process: how it ended, and the traceback where it raised. Raises BadInput."""
     try:
         return work(context, job), ""
-    except BadInput:  # a full disk, say: nothing after this would fare better
-        raise
     except (Exception, SystemExit) as error:
+        if isinstance(error, BadInput) and memory_trouble(error) is None:
+            raise  # a full disk, say: nothing after this would fare better
         return Outcome(job, failure=failure_line(error)), traceback.format_exc()
 
 

@@ -7,6 +7,9 @@ from typing import Any
 
 LONGEST = 2000  # characters of a message
 
+NO_MEMORY = "there was not enough memory"
+"""How it begins what is said where memory ran out; that is nothing of a run's own, and it is tried again."""
+
 
 def one_line(text: str) -> str:
     """Any text as one line that a terminal only shows: control characters escaped, and not longer than it can bear.
@@ -27,6 +30,31 @@ class BadInput(Exception):
 
 class RunFailed(Exception):
     """One training went wrong (a NaN loss, say); the other runs of the study go on."""
+
+
+def memory_trouble(error: BaseException | None) -> str | None:
+    """What is said where the machine's memory ran out, or where that set an error off; None for all other errors.
+
+    A GPU's memory is not meant: how much of it a training needs lies in its own settings.
+    """
+    while error is not None:
+        said = " ".join(str(error).split())
+        if _is_of_memory(error, said):
+            what = f"{type(error).__name__}: {said}" if said else type(error).__name__
+            return f"{NO_MEMORY} ({what[:160]}); fewer --jobs need less"
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _is_of_memory(error: BaseException, said: str) -> bool:
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    words = {RuntimeError: ("DefaultCPUAllocator", "std::bad_alloc", "can't start new thread",
+                            "could not create a primitive", "could not create a memory object"),
+             ImportError: ("failed to map segment", "annot allocate memory"),
+             SystemError: ("without setting an exception",)}  # what Python itself makes of it here and there
+    return isinstance(error, MemoryError) or any(
+        isinstance(error, kind) and any(each in said for each in phrases) for kind, phrases in words.items())
 
 
 def expanded(text: str, key: str) -> Path:

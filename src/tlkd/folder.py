@@ -17,7 +17,7 @@ from tlkd import store
 from tlkd.arrays import stored
 from tlkd.conditions import Condition
 from tlkd.distortions import describe
-from tlkd.errors import BadInput
+from tlkd.errors import NO_MEMORY, BadInput
 from tlkd.reading import dump_yaml, read_yaml, validate
 from tlkd.schema import SCHEMA, study_in, written_by
 from tlkd.specs import Arm, Study, canonical
@@ -363,7 +363,12 @@ class StudyFolder:
 
 def was_killed(failure: Path) -> bool:
     """Whether what failed did so by none of its own doing."""
-    return KILLED in _first_line(failure)
+    return is_passing(_first_line(failure))
+
+
+def is_passing(reason: str) -> bool:
+    """Whether a failure is the machine's, not the step's: a worker that was killed, memory that ran out."""
+    return KILLED in reason or NO_MEMORY in reason
 
 
 def _first_line(path: Path) -> str:

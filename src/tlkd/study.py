@@ -15,8 +15,8 @@ import torch
 from tlkd import crew, evaluation, examples, explaining, progress, seals, stages, store
 from tlkd.conditions import Condition
 from tlkd.datasets import open_dataset, reopen
-from tlkd.engine import Executor, Inline, Job, Outcome, run_all
-from tlkd.errors import BadInput, RunFailed
+from tlkd.engine import Executor, Inline, Job, Outcome, failure_line, run_all
+from tlkd.errors import BadInput, RunFailed, memory_trouble
 from tlkd.folder import (
     RESULT_COLUMNS,
     Run,
@@ -431,13 +431,14 @@ def attempt(failure: Path, do: Callable[[], Any]) -> Any:
     """Do one piece of work; if it fails, keep why in the file `failure` and let the others go on."""
     try:
         made = do()
-    except (BadInput, store.Busy):
+    except store.Busy:
         raise
     except RunFailed as error:
         store.replace_text(failure, f"{error}\n")
     except Exception as error:
-        line = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        store.replace_text(failure, f"{line}\n\n{traceback.format_exc()}")
+        if isinstance(error, BadInput) and memory_trouble(error) is None:
+            raise
+        store.replace_text(failure, f"{failure_line(error)}\n\n{traceback.format_exc()}")
     else:
         failure.unlink(missing_ok=True)
         return made

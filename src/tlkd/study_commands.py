@@ -93,11 +93,11 @@ def run(
 
 def _tell(failures: dict[str, str], folder: Path) -> None:
     """Say on stderr what failed, and how it is tried again."""
-    from tlkd.folder import KILLED
+    from tlkd.folder import is_passing
 
     for name, reason in failures.items():
         print(f"tlkd: {name} failed: {reason}", file=sys.stderr)
-    killed = sum(reason.startswith(KILLED) for reason in failures.values())
+    killed = sum(map(is_passing, failures.values()))
     again = ("the same command tries them again" if killed == len(failures)
              else "the same command with --retry-failed tries them again" if not killed
              else f"the same command tries the {killed} again that were killed, with --retry-failed all")
