@@ -294,6 +294,17 @@ def test_checksums_of_files_elsewhere_are_passed_by_and_nothing_is_removed_there
     assert other.read_text() == "theirs"
 
 
+def test_nothing_is_removed_where_a_link_leads(folder: StudyFolder) -> None:
+    theirs = folder.path.parent / "theirs"
+    theirs.mkdir()
+    (theirs / "gains.png").write_text("theirs")
+    (folder.path / "figures").symlink_to(theirs)
+    (folder.path / seals.NAME).write_text(f"{'0' * 64}  figures/gains.png\n")
+    assert seals.damaged(folder.path) == ["figures/gains.png"]
+    seals.mend(folder.path)
+    assert (theirs / "gains.png").read_text() == "theirs"
+
+
 def test_what_was_checked_is_said(folder: StudyFolder) -> None:
     lines = covered(folder.path)
     assert lines[0] == "4 runs: files, metrics from predictions, results.csv"

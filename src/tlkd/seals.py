@@ -102,6 +102,8 @@ def mend(folder: Path) -> None:
     for name in damaged(folder):
         if name == "study.yaml":  # which the run itself judges, and writes anew
             continue
+        if not (folder / name).parent.resolve().is_relative_to(folder.resolve()):  # a link leads to others' files
+            continue
         say(f"{folder / name}: is not what {NAME} says; it is made again")
         (folder / name).unlink(missing_ok=True)
     (folder / NAME).unlink(missing_ok=True)
