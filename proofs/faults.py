@@ -141,8 +141,9 @@ def main() -> int:
             ways[fault.way] += 1
             calls[fault.call] += 1
     rows = [[way, str(ways[way])] for way in WAYS]
-    text = (f"{sum(ways.values())} faults in studies of 8 runs, one each, at calls drawn from {len(found):,} on the "
-            f"folder and the cache ({', '.join(f'{name} {number}' for name, number in sorted(calls.items()))}).\n\n"
+    text = (f"{sum(ways.values())} faults in studies of 8 runs, one each, at calls drawn from the {len(found):,} that "
+            "an unbroken run makes on the folder and the cache; faults made at: "
+            f"{', '.join(f'{name} {number}' for name, number in sorted(calls.items()))}.\n\n"
             f"{table(['what happens at the call', 'faults'], rows)}\n\n"
             f"After each, the same command went on: {len(problems)} files that differ, runs made again, tracebacks or "
             "complaints of `tlkd verify`.")

@@ -67,27 +67,31 @@ def plan(short: bool) -> Plan:
 
 
 class Bench:
-    """The features and soft labels that all trainings share."""
+    """The features and soft labels that all trainings share; `scratch` is a folder for what is not kept."""
 
-    def __init__(self, chosen: Plan) -> None:
+    def __init__(self, chosen: Plan, scratch: Path) -> None:
+        self.scratch = scratch
         raw = {key: value for key, value in raw_study(chosen.data).items() if key not in ("grid", "explanation")}
         self.study = api.load_study({**raw, "conditions": [{"name": "clean"}]}, chosen.changes)
         self.workshop = self._open({})
         self.network = network_for(self.workshop, self.study.student, 0, "student")
         self.learner = learner(self.workshop, self.network, "student")
-        name, scratch = next(iter(self.study.used_teachers)), Path(tempfile.mkdtemp())
+        name = next(iter(self.study.used_teachers))
         # The teacher is not judged here: a few test images save most of its bank.
         beside = self._open({"data.test_per_class": 10})
         if [beside.dataset.ids[row] for row in beside.dataset.splits["train"]] != [
                 self.workshop.dataset.ids[row] for row in self.workshop.dataset.splits["train"]]:
             raise SystemExit("the teacher would have other training images")
-        artifact, teacher = stages.fitted_teacher(beside, StudyFolder(scratch), TeacherFit(name, None, None))
+        artifact, teacher = stages.fitted_teacher(beside, StudyFolder(self._folder()), TeacherFit(name, None, None))
         self.soft_labels = stages.soft_labels(beside, teacher, artifact, f"teacher {name}", stages.CLEAN).source
         self.labels = {split: self.workshop.labels[split] for split in ("dev", "test")}
 
     def _open(self, changes: dict[str, Any]) -> Any:
         study = api.load_study(self.study, changes)
-        return open_workshop(Context(study, Path(tempfile.mkdtemp()), store.cache_folder().absolute(), "cpu", 2))
+        return open_workshop(Context(study, self._folder(), store.cache_folder().absolute(), "cpu", 2))
+
+    def _folder(self) -> Path:
+        return Path(tempfile.mkdtemp(dir=self.scratch))
 
     def answers(self, arm: Arm, seed: int, training: Training, check: NDArray[np.int64] | None = None) -> tuple[
             Answers, Answers, Fit]:
@@ -118,9 +122,9 @@ class Bench:
         return np.array(found["dev"]), np.array(found["test"]), result
 
 
-def trained(chosen: Plan, keep: Path) -> dict[str, Any]:
+def trained(chosen: Plan, keep: Path, scratch: Path) -> dict[str, Any]:
     """All trainings: answers by name, `dev` and `test` of each; what lies in the folder `keep` is taken from there."""
-    bench, found = Bench(chosen), {}
+    bench, found = Bench(chosen, scratch), {}
     tl, kd = (next(arm for arm in bench.study.arms if arm.kind == kind) for kind in ("tl", "tl_kd"))
 
     def part(name: str, make: Callable[[], dict[str, Any]]) -> None:
@@ -334,7 +338,8 @@ def text_of(pool: dict[str, Any], chosen: Plan, rows: Sequence[list[str]], seed:
     return "\n\n".join([
         f"Frozen backbones, {what}; {chosen.seeds} seeds ({chosen.few} of {chosen.epochs[1]} epochs and "
         f"of settings), {images:,} test images. In points, with 95 % "
-        "intervals over seeds. *Rises*: the accuracy reported at the epoch that is best on these test "
+        "intervals over seeds, given these images: other images would spread them further. "
+        "*Rises*: the accuracy reported at the epoch that is best on these test "
         "images, less that of the last "
         "epoch. *Flattery*: the part of the rise that the other test images do not see.",
         table(header, list(rows)),
@@ -356,7 +361,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         keep = given.pool or Path(scratch)
         keep.mkdir(parents=True, exist_ok=True)
-        pool = trained(chosen, keep)
+        pool = trained(chosen, keep, Path(scratch))
     rows, broken = by_size(pool, chosen, given.seed)
     publish("selection", text_of(pool, chosen, rows, given.seed), "python proofs/selection.py", given.write)
     broken += unlike_tlkd(pool, chosen)
