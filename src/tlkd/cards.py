@@ -84,7 +84,8 @@ def write(facts: Facts) -> str:
 def escaped(text: Any) -> str:
     """Text as Markdown shows it, sign for sign and on one line; `back-quoted` words are code."""
     parts = " ".join(str(text).split()).split("`")
-    if len(parts) % 2 == 0:  # a lone back-quote is a sign like any other
+    # A lone back-quote is a sign like any other; a bar in code would end a table's cell, and leave the rest as markup.
+    if len(parts) % 2 == 0 or any(not part or set(part) & set("|<>&\\") for part in parts[1::2]):
         return _signs("`".join(parts))
     return "".join(f"`{part}`" if place % 2 else _signs(part) for place, part in enumerate(parts))
 
