@@ -23,6 +23,9 @@ CLASSES = ("<script>window.__pwned=1<\u2215script>", '"><img src=x onerror="wind
            "$x^2$ \\frac _a_ **b** `c` [d](javascript:e)",
            "\u202eright to left", "\U0001f600 emoji", "$unclosed")
 FOOTNOTE = "<script>window.__pwned=4</script> {{8*8}} `<img src=x onerror=window.__pwned=5>` $y"
+FILE = '"><img src=x onerror=window.__pwned=6>&lt;.png'  # of a sound image, and of one that is left out
+BROKEN = "<script>window.__pwned=7<\u2215script>.png"
+LABEL = "<script>window.__pwned=8</script> & {{9*9}}"
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +33,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The pages of a study with a footnote, run on these classes, and of its comparison with itself."""
     at = tmp_path_factory.mktemp("markup")
     images(at / "images", CLASSES, train=3, test=2)
-    raw = {"name": "markup", "data": {"source": f"folder:{at / 'images'}", "augment": [], "dev_fraction": 0},
+    first = at / "images" / "test" / CLASSES[0]
+    (first / "0.png").rename(first / FILE)
+    (first / BROKEN).write_bytes(b"no image")
+    raw = {"name": "markup", "data": {"source": f"folder:{at / 'images'}", "augment": [], "dev_fraction": 0,
+                                    "on_bad_image": "skip"},
            "selection": "test", "student": {"model": "timm:test_resnet", "weights": "none", "input_size": 32},
            "teachers": {"big": {"model": "timm:test_resnet", "weights": "none", "input_size": 32}},
            "arms": [{"name": "tl", "kind": "tl"}, {"name": "kd", "kind": "tl_kd", "teacher": "big"}],
@@ -40,7 +47,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         for name in ("one", "two"):
             run_study(validate({**raw, "name": name}, name), at / name, torch.device("cpu"))
             report.write(at / name)
-        comparison_report.write([at / "one", at / "two"], at / "both")
+        comparison_report.write([at / "one", at / "two"], at / "both", [LABEL, "two"])
     found = {str(path.relative_to(at)): path.read_text() for path in at.rglob("*.html")}
     return {**found, **{str(path.relative_to(at)): path.read_text() for path in at.rglob("*.svg")}}
 
@@ -68,7 +75,10 @@ def test_pages_and_figures_show_names_and_run_nothing(pages: dict[str, str], tmp
                 for each in (*CLASSES, FOOTNOTE.partition("`")[0]):
                     assert each in shown, each
                 assert "{{7*7}}" in shown
+                assert BROKEN in shown
                 assert html.escape(CLASSES[0]) in text
+            if name.startswith("both") and name.endswith(".html"):
+                assert LABEL in page.evaluate("document.documentElement.textContent")
             page.close()
         browser.close()
     assert not said

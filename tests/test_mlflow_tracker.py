@@ -197,6 +197,19 @@ def test_mlflows_limits_are_kept(study: StudyFolder, uri: str) -> None:
     assert len(curve(client, children["a run"], "train_loss")) == 700
 
 
+def test_markup_comes_back_as_the_text_that_it_is(study: StudyFolder, uri: str) -> None:
+    """In parameters, tags, names of runs and the text that a person may read: MLflow's page is given text alone."""
+    hostile = '<script>alert(1)</script> {{7*7}} "><img src=x onerror=alert(2)> ${x} %s'
+    tracker = MlflowTracker(uri, study.path)
+    tracker.open(replace(subject_of(study), params={"data.source": hostile}, tags={"arms": hostile}))
+    tracker.log(Entry(hostile, "run", "failed", "abc", {"data.source": hostile}, {"why": hostile},
+                      Curve((), time.time()), {}, 1.0, 2.0))
+    parent, children, _ = logged(study, uri)
+    assert parent.data.params["data.source"] == parent.data.tags["arms"] == hostile
+    child = children[hostile]
+    assert child.data.params["data.source"] == child.data.tags["why"] == hostile
+
+
 def test_an_experiment_that_was_deleted_is_said_in_words(study: StudyFolder, uri: str) -> None:
     from mlflow import MlflowClient
 
