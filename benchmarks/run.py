@@ -51,6 +51,10 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def met(goal: str, value: float) -> str:
+    """Whether a figure is as hoped for: `<= 1.1`, `>= 0.9` or `0.9 to 1.1`."""
+    if " to " in goal:
+        low, high = map(float, goal.split(" to "))
+        return "yes" if low <= value <= high else "no"
     relation, bound = goal.split()
     return "yes" if (value >= float(bound) if relation == ">=" else value <= float(bound)) else "no"
 
