@@ -88,15 +88,15 @@ class ExplainedFixture:
                 part = each[:, region]
                 each[:, region] = part * (mass / part[part > 0].sum())
         values = (values * random.uniform(0.5, 3)).astype(np.float32)  # each network has a scale of its own
-        total = values.sum(axis=(1, 2, 3), dtype=np.float64)
-        expected = np.full(count, random.normal(), np.float32)
+        output = predictions.logits[self.rows, self.images.labels].astype(np.float32)
+        expected = (output - values.sum(axis=(1, 2, 3), dtype=np.float64)).astype(np.float32)
         rows = np.arange(min(pictures, count))
         shown = random.normal(0, values.std(), (len(rows), self.classes, side, side))
         shown[rows, self.images.labels[rows]] = values[rows].sum(axis=1)
         return Explained(
             sample_ids=self.images.sample_ids, labels=self.images.labels,
             predicted=predictions.logits[self.rows].argmax(axis=1).astype(np.int64), values=values,
-            output=(expected + total).astype(np.float32), expected=expected,
+            output=output, expected=expected,
             residual=random.normal(0, 1e-7, count).astype(np.float32), picture_rows=rows,
             pictures=shown.astype(np.float32))
 

@@ -110,6 +110,21 @@ def test_an_edited_row_is_found(folder: StudyFolder, column: str, value: object)
     assert problems[0].startswith(f"results.csv: {RUN}, {column} is ")
 
 
+def test_a_curve_that_was_edited_no_longer_fits_the_result(folder: StudyFolder) -> None:
+    path = folder.path / "runs" / RUN
+    curve = pd.read_csv(path / "history.csv")
+    best = int(curve["dev_accuracy"].argmax())
+    curve.loc[best, "dev_accuracy"] = 0.0
+    curve.to_csv(path / "history.csv", index=False)
+    reseal(path)
+    problems = verify(folder.path)[1]
+    assert len(problems) == 1
+    assert problems[0].startswith(f"runs/{RUN}/result.json: best_epoch is {best + 1}, history.csv gives ")
+    curve.iloc[:1].to_csv(path / "history.csv", index=False)
+    reseal(path)
+    assert any(line.startswith(f"runs/{RUN}/result.json: epochs is ") for line in verify(folder.path)[1])
+
+
 def test_the_last_bits_of_a_decimal_are_no_problem(folder: StudyFolder) -> None:
     exact = folder.result(folder.runs()[3])["test_log_loss"]
     edit_results(folder, "test_log_loss", exact + 1e-12)
@@ -307,5 +322,5 @@ def test_nothing_is_removed_where_a_link_leads(folder: StudyFolder) -> None:
 
 def test_what_was_checked_is_said(folder: StudyFolder) -> None:
     lines = covered(folder.path)
-    assert lines[0] == "4 runs: files, metrics from predictions, results.csv"
+    assert lines[0] == "4 runs: files, metrics from predictions, results.csv, best epochs from curves"
     assert lines[-1].startswith("not checked: ")

@@ -266,8 +266,24 @@ def test_verify_recomputes_sums_and_regions(ran: Path, tmp_path: Path) -> None:
     problems = verify(out)[1]
     where, name = "explanations/tl-clean-1", found.sample_ids[4]
     assert problems[0].startswith(f"{where}/attributions.npz: {name} does not sum to its output")
-    assert problems[1].startswith(f"{where}/regions.csv: positive_share of {name} is ")
-    assert len(problems) == 2
+    wrong = {line.split()[1] for line in problems[1:] if line.startswith(f"{where}/regions.csv: ")}
+    assert {"positive_share", "density"} < wrong and wrong & {"fg_pos", "bg_pos"}
+    assert len(problems) == 1 + len(wrong)
+
+
+def test_verify_holds_what_was_explained_to_what_was_predicted(ran: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(ran / "out", out)
+    for who in ("tl-clean-1", "teacher-lite1"):
+        place = out / "explanations" / who
+        found = explained.load(StudyFolder(out), who)
+        found.values[:] *= 2
+        found.output[:], found.expected[:] = 2 * found.output, 2 * found.expected
+        explained.save(place / "attributions.npz", found)
+        sealed(place)
+        problems = [line for line in verify(out)[1] if line.startswith(f"explanations/{who}/attributions.npz: ")]
+        assert problems[0].startswith(f"explanations/{who}/attributions.npz: the output explained of ")
+        assert not [line for line in problems if "does not sum" in line]
 
 
 # --- what is chosen ---------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors import safe_open
@@ -272,14 +273,68 @@ def test_of_many_runs_some_are_recomputed_and_the_rest_is_said(folder: StudyFold
                                                                monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recomputation, "RUNS", 2)
     again = found(folder)
-    assert {name for name in again.networks if name.startswith("runs/")} == {"runs/tl-clean-0", "runs/kd-black-0"}
+    assert len([name for name in again.networks if name.startswith("runs/")]) == 2
+    drawn = {tuple(found(folder, rows=1, seed=seed).networks) for seed in range(3)}
+    assert len(drawn) > 1  # nobody knows beforehand which runs are looked at
     assert "predictions of 4 runs (--all recomputes them)" in again.missed
     assert not any("runs" in each for each in found(folder, everything=True).missed)
 
 
+def test_rows_are_drawn_by_the_seed_and_compared_in_pieces(folder: StudyFolder,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    one, same, other = (recomputation._sample(2000, 16, seed).tolist() for seed in (1, 1, 2))
+    assert one == same != other
+    monkeypatch.setattr(recomputation, "PIECE", 5)
+    whole = found(folder, rows=None)
+    assert whole.problems == []
+    assert max(whole.banks.values()) < ALLOWED / 10
+    last = bank(folder, "features of student") / "train.npy"
+
+    def edited(array: np.ndarray) -> np.ndarray:
+        array[0, -1, 3] = np.nan
+        return array
+
+    change(last, edited)
+    assert found(folder, rows=None).problems == [
+        f"{last}: features of student: images and network give other numbers, off by nan of the largest"]
+
+
+def test_images_labels_or_splits_that_were_edited_in_the_cache_are_found(folder: StudyFolder) -> None:
+    path = next((store.cache_folder() / "images").glob("*/samples.json"))
+    stored = store.read_json(path)
+    stored["labels"][:2] = stored["labels"][1::-1]
+    stored["labels"][0] += 1
+    store.write_json(path, stored)
+    reseal(path.parent)
+    assert found(folder).problems == [
+        f"{path.parent}: its pixels, ids, labels or splits are not those that the study was run on"]
+
+
+def test_accuracies_on_distorted_images_are_those_of_the_predicted_classes(folder: StudyFolder) -> None:
+    path = folder.path / "robustness" / "tl-clean-0"
+    table = pd.read_csv(path / "robustness.csv")
+    table["accuracy"] += 0.1
+    table.to_csv(path / "robustness.csv", index=False)
+    reseal(path)
+    problems = verify(folder.path)[1]
+    assert len(problems) == len(table)
+    assert problems[0].startswith("robustness/tl-clean-0/robustness.csv: row 1: accuracy is ")
+
+
+def test_what_a_run_drew_is_drawn_again(folder: StudyFolder) -> None:
+    path = folder.path / "runs" / "kd-black-0"
+    with np.load(path / "drawn.npz") as held:
+        drawn = dict(held)
+    np.savez_compressed(path / "drawn.npz", **{**drawn, "variants": drawn["variants"][::-1]})
+    reseal(path)
+    seals.seal(folder.path, seals.STUDY)
+    assert found(folder, everything=True).problems == [
+        "runs/kd-black-0/drawn.npz: its variants are not those that its condition and seed draw"]
+
+
 def test_the_command_recomputes_what_it_is_asked_to(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch,
                                                     capsys: pytest.CaptureFixture[str]) -> None:
-    chosen = set(recomputation._sample(30, 4).tolist())
+    chosen = set(recomputation._sample(30, 4, 7).tolist())
     row = next(row for row in range(30) if row not in chosen)
 
     def edited(array: np.ndarray) -> np.ndarray:
@@ -298,8 +353,11 @@ def test_the_command_recomputes_what_it_is_asked_to(folder: StudyFolder, monkeyp
     code, out = call("--sample", "0")
     assert code == 0
     assert "not recomputed: banks and predictions (--sample 0)\n6 runs checked, 0 problems\n" in out
-    code, out = call("--sample", "4")
+    code, out = call("--sample", "4", "--seed", "7")
     assert code == 0
+    assert "rows drawn by --seed 7\n" in out
+    seeds = {call("--sample", "1")[1].rpartition("--seed ")[2].partition("\n")[0] for _ in range(3)}
+    assert len(seeds) > 1
     assert "11 banks: 4 rows of each split recomputed" in out
     code, out = call("--all")
     assert code == 1

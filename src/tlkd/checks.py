@@ -4,14 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from tlkd import evaluation, explained, regions, seals, store
+from tlkd import arrays, evaluation, explained, regions, seals, store
 from tlkd.errors import BadInput
 from tlkd.folder import RESULT_COLUMNS, Run, StudyFolder, load_predictions, reading
 from tlkd.progress import track
 from tlkd.wording import count
 
-ENDPOINT = "positive_share"
+NEAR = 1e-3  # of the largest output: an explanation's may be computed on another machine than the predictions'
 ROUNDING = 1e-6  # of the attributions' sizes: stored in float32, their sum is not exact
 TOLERANCE = 1e-9  # results are recomputed from the same stored numbers, so only the reading of decimals can differ
 
@@ -60,15 +61,16 @@ def covered(folder_path: Path) -> list[str]:
         largest = [store.Artifact(explained.place(folder, who), "").about.get("largest_residual") for who in shown]
     except (BadInput, OSError, ValueError, LookupError, AttributeError):  # so damaged that it cannot be told
         return []
-    lines = [f"{count(runs, 'run')}: files, metrics from predictions, results.csv",
+    lines = [f"{count(runs, 'run')}: files, metrics from predictions, results.csv, best epochs from curves",
              f"{count(teachers, 'teacher')}: metrics from predictions"]
     if shown:
         known = [each for each in largest if isinstance(each, int | float)]
-        lines.append(f"{count(len(shown), 'explanation')}: files, sums, regions"
+        lines.append(f"{count(len(shown), 'explanation')}: files, sums, outputs, regions"
                      + (f"; largest residual when made {max(known):.1g}" if known else ""))
     lines.append(f"{count(sealed, 'other file')}: as in {seals.NAME}" if sealed else
                  f"not checked: files that only {seals.NAME} would vouch for, which a study has when it is over")
-    return [*lines, "not checked: logs, failures, locks, and what trackers wrote"]
+    return [*lines, "not checked: curves against trainings; tables and page against the rest (tlkd report writes them "
+            "anew); logs, failures, locks, what trackers wrote"]
 
 
 def refuse_damaged(folder: StudyFolder) -> None:
@@ -89,9 +91,26 @@ def refuse_damaged(folder: StudyFolder) -> None:
 
 
 def _robustness_problems(folder: StudyFolder) -> list[str]:
-    """Whether what students said of distorted images is as it was written."""
+    """Whether what students said of distorted images is as it was written, and gives the accuracies beside it."""
     there = [run for run in folder.finished() if (folder.robustness_path(run) / store.MANIFEST).is_file()]
-    return [f"robustness/{run.run_id}/{line}" for run in there for line in _damage(folder.robustness_path(run))]
+    return [f"robustness/{run.run_id}/{line}" for run in there for line in (
+        _damage(folder.robustness_path(run)) or _accuracy_problems(folder, run))]
+
+
+def _accuracy_problems(folder: StudyFolder, run: Run) -> list[str]:
+    """Whether `robustness.csv` says what the predicted classes beside it give."""
+    path = folder.robustness_path(run)
+    try:
+        labels = folder.predictions(run).labels
+        with reading(path / "robustness.csv"):
+            stored = pd.read_csv(path / "robustness.csv")["accuracy"].to_numpy(np.float64)
+        with reading(path / "predicted.npz"), arrays.stored(path / "predicted.npz") as held:
+            again = (held["predicted"] == labels).mean(axis=1)
+        off = np.flatnonzero(~np.isclose(stored, again, rtol=0, atol=TOLERANCE))
+        return [f"robustness.csv: row {row + 1}: accuracy is {stored[row]}, its predicted classes give {again[row]}"
+                for row in off]
+    except (BadInput, ValueError, LookupError) as error:
+        return [f"cannot be checked ({type(error).__name__}: {error})"]
 
 
 def _explanation_problems(folder: StudyFolder, who: str) -> list[str]:
@@ -106,17 +125,35 @@ def _explanation_problems(folder: StudyFolder, who: str) -> list[str]:
         allowed = ROUNDING * np.maximum(1, np.abs(found.values).sum((1, 2, 3)))
         problems += [f"attributions.npz: {name} does not sum to its output: off by {off:.3g}"
                      for name, off in zip(found.sample_ids[missed > allowed], missed[missed > allowed], strict=True)]
+        problems += _output_problems(folder, who, found)
         if spec is not None and images.masked.any() and found.values.shape[2:] == images.masks.shape[1:]:
             table = explained.regions(folder, who).set_index("sample_id")
             ids, masked = found.sample_ids[images.masked], images.masked
             again = regions.measure(found.values[masked], images.masks[masked], spec.signs)
-            stored = table[ENDPOINT].loc[ids.tolist()].to_numpy(np.float64)
-            off = ~np.isclose(stored, again[ENDPOINT], rtol=0, atol=TOLERANCE, equal_nan=True)
-            problems += [f"regions.csv: {ENDPOINT} of {name} is {was}, its attributions and mask give {now}"
-                         for name, was, now in zip(ids[off], stored[off], again[ENDPOINT][off], strict=True)]
+            for name in regions.QUANTITIES:
+                stored = table[name].loc[ids.tolist()].to_numpy(np.float64)
+                off = ~np.isclose(stored, again[name], rtol=ROUNDING, atol=TOLERANCE, equal_nan=True)
+                problems += [f"regions.csv: {name} of {image} is {was}, its attributions and mask give {now}"
+                             for image, was, now in zip(ids[off], stored[off], again[name][off], strict=True)]
     except (BadInput, ValueError, KeyError, IndexError) as error:
         problems.append(f"cannot be checked ({type(error).__name__}: {error})")
     return problems
+
+
+def _output_problems(folder: StudyFolder, who: str, found: explained.Explained) -> list[str]:
+    """Whether what was explained is what the network predicts of these images."""
+    named = {run.run_id: folder.run_path(run) for run in folder.finished()}
+    path = named.get(who, folder.path / "teachers" / who.removeprefix("teacher-")) / "predictions.npz"
+    if not path.is_file() or folder.study.explanation is None:  # a teacher of several fits goes by another name
+        return []
+    predictions = load_predictions(path)
+    rows = {name: row for row, name in enumerate(predictions.sample_ids.tolist())}
+    outputs = predictions.logits[[rows[name] for name in found.sample_ids.tolist()]].astype(np.float64)
+    if folder.study.explanation.output == "probability":
+        outputs = np.exp(outputs - np.logaddexp.reduce(outputs, axis=1, keepdims=True))
+    off = np.abs(outputs[np.arange(len(outputs)), found.labels] - found.output)
+    return [f"attributions.npz: the output explained of {name} is off by {far:.3g} from the network's predictions"
+            for name, far in zip(found.sample_ids, off, strict=True) if not far <= NEAR * np.abs(outputs).max()]
 
 
 def _rows(folder: StudyFolder, finished: list[str]) -> tuple[dict[str, dict[Any, Any]], list[str]]:
@@ -151,7 +188,18 @@ def _row_problems(folder: StudyFolder, run: Run, row: dict[Any, Any]) -> list[st
 
 def _run_problems(folder: StudyFolder, run: Run) -> list[str]:
     path = folder.run_path(run)
-    return _damage(path) or [*_name_problems(path, run), *_metric_problems(path)]
+    return _damage(path) or [*_name_problems(path, run), *_metric_problems(path), *_epoch_problems(folder, run)]
+
+
+def _epoch_problems(folder: StudyFolder, run: Run) -> list[str]:
+    """Whether a result's epochs are those of its curve."""
+    try:
+        curve, result = folder.curve(run), folder.result(run)
+    except BadInput as error:
+        return [f"history.csv: {error}"]
+    again = {"epochs": curve.size, "best_epoch": 1 + int(np.nanargmax(curve)) if np.isfinite(curve).any() else 0}
+    return [f"result.json: {name} is {result[name]}, history.csv gives {value}" for name, value in again.items()
+            if not _same(result[name], value)]
 
 
 def _name_problems(path: Path, run: Run) -> list[str]:

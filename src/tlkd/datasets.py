@@ -332,6 +332,13 @@ def _keep(pixels: NDArray[np.uint8], good: NDArray[np.bool_], folder: Path) -> N
         (folder / "decoded.npy").rename(folder / "images.npy")
 
 
+def content_of(dataset: Dataset) -> str:
+    """What `content` must be for the pixels, ids, labels, splits and classes that are there."""
+    return _content(dataset.images, {"classes": list(dataset.classes), "ids": list(dataset.ids),
+                                     "labels": dataset.labels.tolist(),
+                                     "splits": {split: rows.tolist() for split, rows in dataset.splits.items()}})
+
+
 def _content(pixels: NDArray[np.uint8], stored: dict[str, Any]) -> str:
     """SHA-256 over all that a training can see of a data set."""
     digest = hashlib.sha256(canonical_hash([stored, list(pixels.shape)]).encode())

@@ -1,6 +1,6 @@
 """`tlkd verify`, with the networks: a sample of each bank and of predictions, from images through weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tlkd import banks, datasets, models, seeding, stages, store, wording
+from tlkd import arrays, banks, datasets, models, seeding, stages, store, wording
 from tlkd.batches import Pixels
 from tlkd.conditions import Condition, Distortion
 from tlkd.distortions import describe
 from tlkd.errors import BadInput
-from tlkd.folder import Predictions, Run, StudyFolder, TeacherFit, load_predictions, teacher_fits
+from tlkd.folder import Predictions, Run, StudyFolder, TeacherFit, load_predictions, reading, teacher_fits
 from tlkd.specs import Network, canonical
 from tlkd.views import View
 from tlkd.workshop import (
@@ -33,6 +33,7 @@ from tlkd.workshop import (
 )
 
 ALLOWED = 1e-4  # of the largest number; `recompute` says why it is one for all
+PIECE = 1024  # rows of a bank that are compared at a time
 RUNS = 16  # whose predictions are recomputed, unless all are
 
 
@@ -55,11 +56,13 @@ class Recomputed:
         return [*found, *(f"not recomputed: {each}" for each in self.missed)]
 
 
-def recompute(path: Path, rows: int | None = 16, everything: bool = False) -> Recomputed:
+def recompute(path: Path, rows: int | None = 16, everything: bool = False, seed: int = 0) -> Recomputed:
     """Recompute up to `rows` rows (None: all) of each bank that a study used, and of its networks' test predictions.
 
-    Nothing is trained; decoded images are written anew where the cache has lost them. What else it no longer
-    holds is said, and is no problem.
+    Which rows, and of which `RUNS` runs unless `everything` is asked for, `seed` draws, so that whoever edits a study
+    does not know. Beside them what runs drew, and the content of the decoded images, are computed again. Nothing is
+    trained; decoded images are written anew where the cache has lost them. What else it no longer holds is said, and is
+    no problem.
 
     `ALLOWED` is for all of them, since all are computed and stored in float32, on a GPU without TensorFloat-32: of
     `training.precision` only trainings know, and no bank or prediction. Other processors round otherwise, by about
@@ -77,15 +80,18 @@ def recompute(path: Path, rows: int | None = 16, everything: bool = False) -> Re
     found.problems += [f"{images / name}: missing, or not what its checksum says" for name in store.damaged(images)]
     if found.problems:
         return found
+    if datasets.content_of(dataset) != folder.card()["content"]:
+        found.problems.append(f"{images}: its pixels, ids, labels or splits are not those that the study was run on")
+        return found
     workshop = Workshop(folder.study, dataset, store.cache_folder(), torch.device("cpu"))
     if folder.study.bank and not folder.stages():
         found.missed.append("banks, since stages.json names none")
-    again = _Again(workshop, folder, rows, found, {str(stage.get("address")) for stage in folder.stages()})
+    again = _Again(workshop, folder, rows, seed, found, {str(stage.get("address")) for stage in folder.stages()})
     again.students()
     again.teachers()
     finished = folder.finished()
     chosen = finished if everything or len(finished) <= RUNS else [
-        finished[place] for place in np.linspace(0, len(finished) - 1, RUNS).round().astype(int)]
+        finished[place] for place in _sample(len(finished), RUNS, seed)]
     for run in chosen:
         again.run(run)
     if len(chosen) < len(finished):
@@ -113,6 +119,7 @@ class _Again:
     workshop: Workshop
     folder: StudyFolder
     rows: int | None
+    seed: int
     found: Recomputed
     known: set[str]  # the addresses of what the study says that it has used
     seen: set[str] = field(default_factory=set)  # those of them that have had their turn
@@ -171,6 +178,7 @@ class _Again:
             self.found.problems += [f"{name}: its {key} is another than the study's: {_brief(said, key)}, "
                                     f"study.yaml gives {_brief(asked, key)}"
                                     for key in asked if canonical(said.get(key)) != canonical(asked[key])]
+        self._drawn(run, path, name)
         if self._load(network, path, name):
             self._logits(network, address, run.run_id, run.condition)
             self._predictions(network, {name: path})
@@ -248,9 +256,10 @@ class _Again:
                 self.found.problems.append(f"{file}: {name}: holds {stored.dtype} {list(stored.shape)}, not "
                                            f"float32 of {shape[0]} views of {shape[1]} images")
                 continue
-            places = [divmod(int(row), shape[1]) for row in _sample(shape[0] * shape[1], self.rows)]
-            views, samples = (np.array(each, np.int64) for each in zip(*places, strict=True))
-            off = _difference(np.asarray(stored[views, samples]), _through(bank.forward, source, views, samples))
+            views, samples = np.divmod(_sample(shape[0] * shape[1], self.rows, self.seed), shape[1])
+            off = _difference((np.asarray(stored[views[part], samples[part]]),
+                               _through(bank.forward, source, views[part], samples[part]))
+                              for part in _pieces(len(samples)))
             self.found.banks[name] = max(self.found.banks.get(name, 0.0), off)
             if not off <= ALLOWED:
                 self.found.problems.append(f"{file}: {name}: images and network give other numbers, off by "
@@ -259,7 +268,7 @@ class _Again:
     def _predictions(self, network: models.Network, places: dict[str, Path]) -> None:
         """Whether these files, by name, are of the test images and their labels, and say what the network says."""
         test, who = pixels(self.workshop, network, "test"), next(iter(places))
-        samples = _sample(len(test.rows), self.rows)
+        samples = _sample(len(test.rows), self.rows, self.seed)
         again = _through(network, test, np.zeros_like(samples), samples)
         for name, place in places.items():
             try:
@@ -271,11 +280,26 @@ class _Again:
             if wrong:
                 self.found.problems.append(f"{name}/predictions.npz: {wrong}")
                 continue
-            off = _difference(stored.logits[samples], again)
+            off = _difference([(stored.logits[samples], again)])
             self.found.networks[who] = max(self.found.networks.get(who, 0.0), off)
             if not off <= ALLOWED:
                 self.found.problems.append(f"{name}/predictions.npz: the weights give other numbers, off by {off:.3g} "
                                            "of the largest")
+
+    def _drawn(self, run: Run, path: Path, name: str) -> None:
+        """Whether a run drew the samples, wrong labels and corruptions that its condition and seed draw."""
+        if run.condition.plain:
+            return
+        try:
+            epochs = int(self.folder.result(run)["epochs"])
+            again = self.workshop.draw(run.condition, run.seed).stored(epochs)
+            with reading(path / "drawn.npz"), arrays.stored(path / "drawn.npz") as held:
+                wrong = [each for each in again if not np.array_equal(held[each], again[each])]
+        except (BadInput, ValueError) as error:
+            self.found.problems.append(f"{name}/drawn.npz: cannot be checked ({error})")
+            return
+        self.found.problems += [f"{name}/drawn.npz: its {each} are not those that its condition and seed draw"
+                                for each in wrong]
 
     def _other_images(self, stored: Predictions) -> str:
         """What predictions say of images, or of their labels, that the data set does not."""
@@ -299,11 +323,16 @@ def _brief(spec: dict[str, Any], key: str) -> str:
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
-def _sample(count: int, rows: int | None) -> NDArray[np.int64]:
-    """Which of `count` rows are recomputed: all, or some by a draw that is the same each time."""
+def _sample(count: int, rows: int | None, seed: int) -> NDArray[np.int64]:
+    """Which of `count` rows are recomputed: all, or some that `seed` draws."""
     if rows is None or rows >= count:
         return np.arange(count)
-    return np.sort(seeding.generator("verify", count).choice(count, rows, replace=False)).astype(np.int64)
+    return np.sort(seeding.generator("verify", seed, count).choice(count, rows, replace=False)).astype(np.int64)
+
+
+def _pieces(count: int) -> Iterator[slice]:
+    """So many rows in pieces: all of a bank would not fit into memory."""
+    return (slice(start, start + PIECE) for start in range(0, count, PIECE))
 
 
 def _through(forward: Callable[[Tensor], Tensor], source: Pixels, views: NDArray[np.int64],
@@ -314,8 +343,14 @@ def _through(forward: Callable[[Tensor], Tensor], source: Pixels, views: NDArray
     return np.concatenate(parts)
 
 
-def _difference(stored: NDArray[Any], again: NDArray[Any]) -> float:
-    """The largest difference, as a part of the largest number; infinite where they are not equally many."""
-    if stored.shape != again.shape:
-        return float("inf")
-    return float(np.abs(stored - again).max() / max(1e-12, float(np.abs(again).max())))
+def _difference(pairs: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> float:
+    """The largest difference of what is stored from what is computed, as a part of the largest number computed.
+
+    Infinite where they are not equally many, nan where one is nan.
+    """
+    far, largest = np.float64(0), np.float64(1e-12)
+    for stored, again in pairs:
+        if stored.shape != again.shape:
+            return float("inf")
+        far, largest = np.maximum(far, np.abs(stored - again).max()), np.maximum(largest, np.abs(again).max())
+    return float(far / largest)

@@ -1,6 +1,7 @@
 """The commands that make studies, follow them and look back on them; each imports what it needs when it is called."""
 
 import json
+import secrets
 import shlex
 import sys
 import time
@@ -337,6 +338,8 @@ def verify(
                                         "network's predictions, are recomputed from the images (0: none).")] = 16,
     everything: Annotated[bool, typer.Option("--all", help="Recompute every row of every bank, and the predictions of "
                                              "all runs.")] = False,
+    seed: Annotated[int | None, typer.Option(min=0, show_default=False, help="What draws the rows (default: others "
+                                             "each time; the seed is said).")] = None,
 ) -> None:
     """Check a study's files against their checksums, and its numbers against what they were computed from.
 
@@ -360,9 +363,11 @@ def verify(
         if not problems:
             from tlkd.recomputation import recompute
 
-            again = recompute(folder, None if everything else sample, everything)
+            drawn = secrets.randbelow(10**6) if seed is None else seed
+            again = recompute(folder, None if everything else sample, everything, drawn)
             problems = again.problems
             lines += again.lines(None if everything else sample)
+            lines += [] if everything else [f"rows drawn by --seed {drawn}"]
         else:
             lines.append("not recomputed: banks and predictions, since files are damaged")
     else:
