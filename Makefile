@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 PROOFS := kills survival calibration power flips faults safety truth selection
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-slow lint docs benchmarks proofs proofs-short clean
+.PHONY: quickstart test test-slow test-full-size lint docs benchmarks proofs proofs-short clean
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "tlkd needs Python 3.11 or newer; found " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 quickstart")'
@@ -24,10 +24,13 @@ quickstart: $(QUICK)
 	$(BIN)/tlkd run quickstart
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -m 'not slow' -n auto --dist loadfile
+	$(BIN)/python -m pytest -q -m 'not slow and not full_size' -n auto --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow -n auto --dist worksteal
+
+test-full-size: $(STAMP)
+	$(BIN)/python -m pytest -q -m full_size -n auto --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

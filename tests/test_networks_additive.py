@@ -52,6 +52,9 @@ SLOW = [
         "levit_128s")),
 ]
 
+EVERY_TIME = ("torchvision:efficientnet_b0", "torchvision:swin_v2_t", "torchvision:vit_b_16", "torchvision:densenet121",
+              "timm:fastvit_t8", "timm:xcit_nano_12_p16_224", "timm:nfnet_l0", "timm:levit_128s")
+
 
 def pictures(side, number=4):
     """Smooth images with some noise, as different from each other as photographs are."""
@@ -118,9 +121,13 @@ def assert_additive(model, images, shape):
                 assert float(explained.values.abs().max()) > 0
 
 
+def marks(case):
+    """The whole list takes ten minutes, too long for every change."""
+    return [] if not case.slow else [pytest.mark.slow] if case.name in EVERY_TIME else [pytest.mark.full_size]
+
+
 @pytest.mark.parametrize("case", [
-    pytest.param(case, id=f"{case.name.partition(':')[2]}-{case.side}", marks=[pytest.mark.slow] if case.slow else [])
-    for case in [*FAST, *SLOW]])
+    pytest.param(case, id=f"{case.name.partition(':')[2]}-{case.side}", marks=marks(case)) for case in [*FAST, *SLOW]])
 def test_untrained_networks(case):
     model, images = untrained(case.name), pictures(case.side)
     enliven(model, images)
