@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -14,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tlkd import corruptions, draws, evaluation, models, seeding, views
+from tlkd import corruptions, draws, evaluation, models, seeding, store, views
 from tlkd.batches import Pixels, Rows
 from tlkd.conditions import Condition
 from tlkd.datasets import Dataset, open_dataset
@@ -621,8 +622,32 @@ def test_a_failed_tl_student_fails_those_that_start_from_it_and_no_other(ran: St
     assert failures["tl-few-0"].startswith("epoch ")
     assert failures["own-few-0"] == "own needs this seed's TL student, which is not there"
     assert [run.run_id for run in StudyFolder(tmp_path).finished()] == ["tl_kd-few-0"]
-    assert failures["robustness of tl-few-0"] == "its run tl-few-0 is not there"
+    assert failures["robustness of tl-few-0"] == "it needs the run tl-few-0, which is not there"
     assert set(failures) == {"tl-few-0", "own-few-0", "robustness of tl-few-0", "robustness of own-few-0"}
+
+
+def test_what_failed_for_want_of_a_killed_run_is_tried_again_with_it(shapes_folder: Path, tmp_path: Path) -> None:
+    spec = hard_study(shapes_folder, arms=[ARMS[0], ARMS[5]], conditions=[CONDITIONS[1]], robustness=ROBUSTNESS[1:])
+    assert run_study(spec, tmp_path, CPU) == {}
+    folder = StudyFolder(tmp_path)
+    whole = {str(path): path.read_bytes() for path in sorted(tmp_path.glob("robustness/*/robustness.csv"))}
+    assert len(whole) == 2
+
+    def undone(why: str) -> dict[str, str]:
+        for run in folder.runs():
+            shutil.rmtree(folder.run_path(run))
+            shutil.rmtree(folder.robustness_path(run))
+            store.replace_text(folder.robustness_failure_path(run),
+                               f"it needs the run {run.run_id}, which is not there")
+        store.replace_text(folder.failure_path(folder.runs()[0]), why)
+        store.replace_text(folder.failure_path(folder.runs()[1]),
+                           "own needs this seed's TL student, which is not there")
+        return run_study(spec, tmp_path, CPU, retry_failed=False)
+
+    assert undone("its worker was killed by signal 9") == {}
+    assert whole == {str(path): path.read_bytes() for path in sorted(tmp_path.glob("robustness/*/robustness.csv"))}
+    assert len(undone("epoch 3: the loss is nan")) == 4  # and that is left alone until it is asked for
+    assert not list(tmp_path.glob("runs/*-*"))
 
 
 def test_views_that_a_distortion_is_not_for_are_left_alone(dataset: Dataset, ran: StudyFolder) -> None:

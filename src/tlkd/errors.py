@@ -9,6 +9,8 @@ LONGEST = 2000  # characters of a message
 
 NO_MEMORY = "there was not enough memory"
 """How it begins what is said where memory ran out; that is nothing of a run's own, and it is tried again."""
+AWAITED = "which is not there"
+"""What a step says that fails for want of another's result."""
 
 
 def one_line(text: str) -> str:

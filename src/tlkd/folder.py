@@ -17,7 +17,7 @@ from tlkd import store
 from tlkd.arrays import stored
 from tlkd.conditions import Condition
 from tlkd.distortions import describe
-from tlkd.errors import NO_MEMORY, BadInput
+from tlkd.errors import AWAITED, NO_MEMORY, BadInput
 from tlkd.reading import dump_yaml, read_yaml, validate
 from tlkd.schema import SCHEMA, study_in, written_by
 from tlkd.specs import Arm, Study, canonical
@@ -364,6 +364,11 @@ class StudyFolder:
 def was_killed(failure: Path) -> bool:
     """Whether what failed did so by none of its own doing."""
     return is_passing(_first_line(failure))
+
+
+def awaited(failure: Path) -> bool:
+    """Whether a step failed for want of another's result alone."""
+    return AWAITED in _first_line(failure)
 
 
 def is_passing(reason: str) -> bool:

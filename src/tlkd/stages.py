@@ -17,7 +17,7 @@ from tlkd.batches import CleanView, Joined, Live, Rows, Shuffled, Source, chunks
 from tlkd.conditions import Condition, Distortion
 from tlkd.distortions import describe
 from tlkd.draws import Draw
-from tlkd.errors import RunFailed
+from tlkd.errors import AWAITED, RunFailed
 from tlkd.folder import Run, StudyFolder, TeacherFit, teacher_fit
 from tlkd.losses import Loss, hard_loss, label_smoothing_loss, make_loss, mean_entropy, smoothing_for
 from tlkd.specs import Network, Study, Training
@@ -333,7 +333,7 @@ def tl_run(folder: StudyFolder, run: Run) -> store.Artifact:
     first = next((other for other in folder.runs() if other.arm.kind == "tl"
                   and (other.seed, other.condition) == (run.seed, run.condition)), None)
     if first is None or not folder.done(first):
-        raise RunFailed(f"{run.arm.name} needs this seed's TL student, which is not there")
+        raise RunFailed(f"{run.arm.name} needs this seed's TL student, {AWAITED}")
     path = folder.run_path(first)
     return store.Artifact(path, store.read_json(path / store.MANIFEST)["address"])
 
@@ -345,7 +345,7 @@ def publish_robustness(workshop: Workshop, folder: StudyFolder, run: Run) -> Non
     """Show a finished student the distorted test images, and publish what it says of them."""
     path = folder.run_path(run)
     if not folder.done(run):
-        raise RunFailed(f"its run {run.run_id} is not there")
+        raise RunFailed(f"it needs the run {run.run_id}, {AWAITED}")
     manifest = store.read_json(path / store.MANIFEST)
     distortions = distortions_of(workshop.study)
     student = workshop.study.student_of(run.condition)

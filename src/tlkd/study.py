@@ -22,6 +22,7 @@ from tlkd.folder import (
     Run,
     StudyFolder,
     TeacherFit,
+    awaited,
     load_predictions,
     plan,
     reading,
@@ -88,6 +89,7 @@ def run_study(study: Study, out: Path, device: torch.device, command: str = "", 
         write_card(workshop, out)
         examples.write(workshop, out)
         folder.forget_failures(everything=retry_failed)
+        _forget_consequences(study, folder)
         folder.unsound = unsound_runs(folder, workshop)
         if begun is not None:
             begun()
@@ -107,6 +109,17 @@ def run_study(study: Study, out: Path, device: torch.device, command: str = "", 
             seals.seal(out, seals.STUDY)
     return {**folder.failures(), **folder.robustness_failures(),
             **{f"explanation of {who}": why for who, why in folder.explanation_failures().items()}}
+
+
+def _forget_consequences(study: Study, folder: StudyFolder) -> None:
+    """Let what failed for want of another's result be tried again, where that one has not failed by itself."""
+    if not any((folder.path / "failures").glob("*.txt")):
+        return
+    every = {step.name: step for step in steps(study)}
+    for step in every.values():  # each behind what it needs
+        path = step.failure(folder)
+        if path.is_file() and awaited(path) and not any(every[need].failure(folder).is_file() for need in step.needs):
+            path.unlink(missing_ok=True)
 
 
 def _refuse_other(folder: StudyFolder, study: Study) -> bool:

@@ -12,7 +12,7 @@ import typer
 
 from tlkd import crew
 from tlkd.console import Changes, Device, Folder, StudyFile, app, device_of
-from tlkd.errors import BadInput, nearest
+from tlkd.errors import AWAITED, BadInput, nearest
 
 
 @app.command()
@@ -98,8 +98,9 @@ def _tell(failures: dict[str, str], folder: Path) -> None:
 
     for name, reason in failures.items():
         print(f"tlkd: {name} failed: {reason}", file=sys.stderr)
-    killed = sum(map(is_passing, failures.values()))
-    again = ("the same command tries them again" if killed == len(failures)
+    causes = [reason for reason in failures.values() if AWAITED not in reason]  # others follow from these
+    killed = sum(map(is_passing, causes))
+    again = ("the same command tries them again" if killed == len(causes)
              else "the same command with --retry-failed tries them again" if not killed
              else f"the same command tries the {killed} again that were killed, with --retry-failed all")
     print(f"tlkd: {len(failures)} failed (logs: {folder / 'logs'}); {again}", file=sys.stderr)
