@@ -6,6 +6,7 @@ file descriptors, no home, no folder for temporary files, closed output, strange
 hold, and whether it did.
 """
 
+import json
 import os
 import re
 import shutil
@@ -25,6 +26,7 @@ import yaml
 import common
 from kills import NETWORKS, SCENES, everything, left_over, wait_for
 from studies import command, differences
+from tlkd import seals
 
 STUDY: dict[str, Any] = {"name": "survivor", **NETWORKS, "data": SCENES, "training": {"epochs": 6}, "seeds": [0, 1]}
 HOUR, DAY, YEAR = 3600, 86_400, 365 * 86_400
@@ -350,6 +352,7 @@ def versions(ground: Ground) -> str:
     text = (old / "study.yaml").read_text()
     ground.demand(what, text.startswith("schema: 1\n"), "study.yaml names no schema")
     (old / "study.yaml").write_text(text.removeprefix("schema: 1\n"))
+    (old / seals.NAME).unlink()  # which older versions did not write
     before = marks(old)
     for line in (("status", old), ("report", old), ("verify", old), ("watch", old, "--once")):
         ground.went_well(f"without a schema: {line[0]}", ground.tlkd(*line))
@@ -357,6 +360,7 @@ def versions(ground: Ground) -> str:
     ground.demand("without a schema", marks(old) == before, "a finished run was made again")
     shutil.copytree(ground.out, new)
     (new / "study.yaml").write_text(text.replace("schema: 1", "schema: 2\nfuture: {key: 1}"))
+    seals.seal(new, seals.STUDY)
     run = sorted(new.glob("runs/tl-*"))[0]
     for line in (("status", new), ("report", new), ("verify", new), ("watch", new, "--once"),
                  ("compare", new, ground.out, "--out", ground.root / "never"), ("export", run, "--to", new / "never"),
@@ -365,7 +369,9 @@ def versions(ground: Ground) -> str:
         ground.demand(f"a newer schema: {line[0]}", answer.one_line and "schema 2" in answer.error
                       and "reads schema 1" in answer.error, f"exit code {answer.code}: {answer.error[-500:]}")
     path = old / "runs" / run.name / "manifest.json"
-    path.write_text(path.read_text().replace('"version": ', '"version": 9', 1))
+    manifest = json.loads(path.read_text())
+    del manifest["sha256"]  # of the manifest itself, which is then not looked for
+    path.write_text(json.dumps({**manifest, "version": manifest["version"] + 90}))
     answer = ground.run(old)
     ground.demand("a newer run", answer.one_line and "a newer tlkd made this" in answer.error,
                   f"exit code {answer.code}: {answer.error[-500:]}")
