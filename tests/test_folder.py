@@ -518,3 +518,24 @@ def test_what_a_newer_version_made_is_not_made_again(tmp_path: Path) -> None:
         refuse_newer(folder)
     path.write_text("damaged")
     refuse_newer(folder)
+
+
+def test_a_folder_that_another_process_is_just_beginning_is_not_refused(tmp_path: Path,
+                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".study.yaml.tmp-other-1-0a1b2c3d").write_text("na")
+    one = StudyFolder(tmp_path)
+    study = validate(small_raw(), "small")
+    one.prepare(study, {})
+    assert StudyFolder(tmp_path).study == study
+    (tmp_path / "mine").write_text("x")
+    looked = []
+
+    def late(path: Path, find: Any = Path.is_file) -> bool:
+        looked.append(path.name)
+        return len(looked) > 1 and find(path)  # study.yaml appears right after it was looked for
+
+    monkeypatch.setattr(Path, "is_file", late)
+    StudyFolder(tmp_path).refuse_other(study)
+    (tmp_path / "study.yaml").unlink()
+    with pytest.raises(BadInput, match="is not empty and holds no study"):
+        StudyFolder(tmp_path).refuse_other(study)

@@ -340,8 +340,11 @@ class StudyFolder:
                     where, was, now = _first_difference(key, old[key], new[key])
                     raise BadInput(f"{self.path}: holds a study with {where}: {_brief(was)} (now {_brief(now)}); "
                                    "choose another --out")
-        elif self.path.is_dir() and any(self.path.iterdir()):
-            raise BadInput(f"{self.path}: is not empty and holds no study; choose another --out")
+        elif self.path.is_dir() and any(not each.name.startswith(".study.yaml.tmp-") for each in self.path.iterdir()):
+            if (self.path / "study.yaml").is_file():  # another process has begun the study meanwhile
+                self.refuse_other(study)
+            else:
+                raise BadInput(f"{self.path}: is not empty and holds no study; choose another --out")
         elif self.path.exists() and not self.path.is_dir():
             raise BadInput(f"{self.path}: is a file; choose another --out")
 
