@@ -169,6 +169,7 @@ cells = st.one_of(st.sampled_from(["", "nan", "inf", "-inf", "1e400", "-1", "x",
 @fuzz
 @given(st.sampled_from(TABLES), st.integers(0, 5), st.integers(0, 12), cells)
 @example("results.csv", 0, 0, "run_id,run_id")
+@example("results.csv", 1, 3, "9" * 400)
 @example(f"runs/{RUN}/history.csv", 0, 1, "epoch")
 def test_any_cell_in_a_studys_tables_is_found_or_refused(name: str, row: int, column: int, cell: str) -> None:
     rows = [line.split(",") for line in (whole() / name).read_text().splitlines()]
