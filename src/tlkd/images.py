@@ -1,5 +1,9 @@
-"""One image: read it as 8-bit RGB whatever its file holds, and lay it onto a square."""
+"""One image: read it as 8-bit RGB whatever its file holds, and lay it onto a square.
 
+Exports have a copy of this file, so that it imports nothing of tlkd.
+"""
+
+import errno
 import functools
 import stat
 import struct
@@ -11,8 +15,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-
-from tlkd.errors import memory_trouble
 
 Fit = Literal["crop", "stretch", "pad"]
 
@@ -139,7 +141,7 @@ def native_sides(source: Path | Image.Image) -> tuple[int, int]:
 
 def _bad(error: Exception, path: Path) -> BadImage:
     """What is wrong with a file. Raises the error itself where memory is short, which is no fault of the file's."""
-    if memory_trouble(error) is not None:
+    if isinstance(error, MemoryError | ImportError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         try:
             bytearray(SPARE)  # else the file asks for more than any machine has
         except MemoryError:
