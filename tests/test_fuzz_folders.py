@@ -97,6 +97,7 @@ def tried(root: Path, name: str, content: bytes, kind: str, fitting: bool) -> No
         assert fitting or before == content or problems, f"{name}: nobody has seen that it was changed"
 
 
+@pytest.mark.slow
 @fuzz
 @given(st.sampled_from([*JSON, *TABLES, *OTHERS]), st.floats(0, 1), st.binary(max_size=30), st.booleans(),
        st.booleans())
@@ -124,6 +125,7 @@ def put(tree: Any, steps: list[int], value: Any) -> Any:
 places = st.lists(st.integers(0, 20), max_size=4)
 
 
+@pytest.mark.slow
 @fuzz
 @given(st.sampled_from(JSON), places, odd)
 @example(f"runs/{RUN}/result.json", [0], 2**70)
@@ -136,6 +138,7 @@ def test_any_value_in_a_studys_json_is_found_or_refused(name: str, steps: list[i
     tried(whole(), name, json.dumps(put(tree, steps, value)).encode(), "edited JSON of studies", True)
 
 
+@pytest.mark.slow
 @fuzz
 @given(places, odd)
 @example([1, 0], "torchvision:MNIST")
@@ -145,6 +148,7 @@ def test_any_value_in_a_study_that_was_run_is_found_or_refused(steps: list[int],
     tried(whole(), "study.yaml", dump_yaml(put(tree, steps, value)).encode("utf-8", "replace"), "edited studies", True)
 
 
+@pytest.mark.slow
 @fuzz
 @given(st.text(max_size=200), st.booleans())
 @example("0" * 64 + "  ../../../../etc/passwd\n", True)
@@ -166,6 +170,7 @@ cells = st.one_of(st.sampled_from(["", "nan", "inf", "-inf", "1e400", "-1", "x",
                                    "\n", "=1+1", "True"]), st.text(max_size=8), st.floats().map(str))
 
 
+@pytest.mark.slow
 @fuzz
 @given(st.sampled_from(TABLES), st.integers(0, 5), st.integers(0, 12), cells)
 @example("results.csv", 0, 0, "run_id,run_id")
@@ -185,6 +190,7 @@ arrays = st.sampled_from([np.zeros(0), np.zeros((0, 3)), np.zeros((2, 0)), np.ar
                           np.zeros((30, 3), bool)])
 
 
+@pytest.mark.slow
 @fuzz
 @given(st.sampled_from([f"runs/{RUN}/predictions.npz", "teachers/big/predictions.npz"]),
        st.sampled_from(["sample_ids", "labels", "logits"]), arrays)
@@ -196,6 +202,7 @@ def test_any_array_in_predictions_is_found_or_refused(name: str, which: str, arr
     tried(whole(), name, packed.getvalue(), "edited predictions", True)
 
 
+@pytest.mark.slow
 @fuzz
 @given(st.sampled_from(EXPLAINED), places, odd, st.sampled_from(["values", "predicted", "output", "residual", "labels",
                                                                  "images", "masks", "masked", "sample_ids"]),
@@ -281,6 +288,7 @@ def reopened(content: bytes) -> None:
                     assert isinstance(trial.score, float)
 
 
+@pytest.mark.slow
 @fuzz
 @given(st.integers(0, 60), places, odd)
 @example(0, [], [])
@@ -292,6 +300,7 @@ def test_any_entry_of_a_journal_is_taken_or_refused(line: int, steps: list[int],
     reopened(b"\n".join(lines) + b"\n")
 
 
+@pytest.mark.slow
 @fuzz
 @given(st.floats(0, 1), st.binary(max_size=30), st.booleans())
 def test_any_damage_to_a_journal_is_taken_or_refused(where: float, other: bytes, cut: bool) -> None:

@@ -117,6 +117,7 @@ def test_a_network_is_not_called_unfit_for_want_of_memory(monkeypatch: pytest.Mo
     assert line.endswith("the same command goes on from here")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["teacher", "run"])
 def test_a_study_that_ran_short_goes_on_to_the_same_end(step: str, tmp_path: Path,
                                                         monkeypatch: pytest.MonkeyPatch) -> None:

@@ -269,6 +269,7 @@ def test_images_that_cannot_be_had_are_said_and_are_no_problem(folder: StudyFold
     assert "the study's images cannot be had" in again.missed[0]
 
 
+@pytest.mark.slow
 def test_of_many_runs_some_are_recomputed_and_the_rest_is_said(folder: StudyFolder,
                                                                monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recomputation, "RUNS", 2)
@@ -280,6 +281,7 @@ def test_of_many_runs_some_are_recomputed_and_the_rest_is_said(folder: StudyFold
     assert not any("runs" in each for each in found(folder, everything=True).missed)
 
 
+@pytest.mark.slow
 def test_rows_are_drawn_by_the_seed_and_compared_in_pieces(folder: StudyFolder,
                                                            monkeypatch: pytest.MonkeyPatch) -> None:
     one, same, other = (recomputation._sample(2000, 16, seed).tolist() for seed in (1, 1, 2))
@@ -332,6 +334,7 @@ def test_what_a_run_drew_is_drawn_again(folder: StudyFolder) -> None:
         "runs/kd-black-0/drawn.npz: its variants are not those that its condition and seed draw"]
 
 
+@pytest.mark.slow
 def test_the_command_recomputes_what_it_is_asked_to(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch,
                                                     capsys: pytest.CaptureFixture[str]) -> None:
     chosen = set(recomputation._sample(30, 4, 7).tolist())
