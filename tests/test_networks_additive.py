@@ -52,8 +52,8 @@ SLOW = [
         "levit_128s")),
 ]
 
-EVERY_TIME = ("torchvision:efficientnet_b0", "torchvision:swin_v2_t", "torchvision:vit_b_16", "torchvision:densenet121",
-              "timm:fastvit_t8", "timm:xcit_nano_12_p16_224", "timm:nfnet_l0", "timm:levit_128s")
+EVERY_TIME = ("torchvision:efficientnet_b0", "torchvision:swin_v2_t", "timm:fastvit_t8", "timm:xcit_nano_12_p16_224",
+              "timm:levit_128s")
 
 
 def pictures(side, number=4):
@@ -135,7 +135,7 @@ def test_untrained_networks(case):
 
 
 @pytest.mark.parametrize(("name", "side"), [
-    ("efficientnet_lite0", 64), *(pytest.param(name, side, marks=pytest.mark.slow) for name, side in (
+    ("efficientnet_lite0", 64), *(pytest.param(name, side, marks=pytest.mark.full_size) for name, side in (
         ("efficientnet_lite0", 224), ("efficientnet_lite1", 128), ("efficientnet_lite2", 128)))])
 def test_pretrained_networks(name, side):
     """ImageNet's own weights and classes: features of order 1, and no head of ours."""
