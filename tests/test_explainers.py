@@ -511,7 +511,7 @@ def test_captum_is_only_imported_when_it_is_needed():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.full_size
 @pytest.mark.parametrize("model", ["torchvision:resnet18", "packaged:efficientnet_lite0",
                                    "timm:vit_tiny_patch16_224"])
 def test_real_networks(model):
