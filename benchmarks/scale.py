@@ -288,9 +288,10 @@ def page(samples: list[Point], classes: list[Point]) -> str:
     for by, points in (("samples", samples), ("classes", classes)):
         for stage, name in STAGES.items():
             here = [each for each in points if each.stage == stage]
-            found = [slope([getattr(each, by) for each in here], values) for values in measures(here).values()]
-            cells = [f"{each:.2f} ± {spread:.2f}" for each, spread in found] if here else []
-            lines += [f"| {name}, by {by} | {' | '.join(cells)} |"] if here else []
+            if here:  # a bank has no classes
+                found = [slope([getattr(each, by) for each in here], values) for values in measures(here).values()]
+                cells = [f"{each:.2f} ± {spread:.2f}" for each, spread in found]
+                lines.append(f"| {name}, by {by} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -308,17 +309,17 @@ def draw_picture(points: list[Point], path: Path) -> None:
         text = f"{STAGES[stage]}, {slope(across, [each.seconds for each in here])[0]:.2f}"
         left.plot(across, [each.seconds for each in here], color=shade, marker=marker, markersize=5, label=text)
         right.plot(across, [max(each.memory / 2**20, 1) for each in here], color=shade, marker=marker, markersize=5)
-    low, high = left.get_xlim()
     ends = np.array([1e3, 5e4])
     left.plot(ends, ends / 1e3 * min(each.seconds for each in points), color="#8a949e", linestyle=(0, (4, 3)),
               linewidth=1, label="slope 1")
     left.set(ylabel="seconds", title="Time (slopes in the legend)")
     right.set(ylabel="MiB", title="Memory for itself, at the peak")
     for axes in (left, right):
-        axes.set(xscale="log", yscale="log", xlabel="samples", xlim=(low, high))
+        axes.set(xscale="log", yscale="log", xlabel="samples", xlim=(0.85 * SAMPLES[0], 1.2 * SAMPLES[-1]))
         axes.grid(color="#e6e9ec", linewidth=0.7)
         axes.spines[["top", "right"]].set_visible(False)
-    left.legend(frameon=False, fontsize=8)
+    left.set_ylim(top=15 * max(each.seconds for each in points))  # room for the legend
+    left.legend(frameon=False, fontsize=8, loc="upper left", ncols=2)
     figure.savefig(path, dpi=140, metadata={"Software": None})
 
 
