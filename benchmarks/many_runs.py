@@ -113,7 +113,8 @@ def _publish(workshop: Workshop, folder: StudyFolder, run: Run, teachers: dict[s
         if not run.condition.plain:
             np.savez_compressed(target / "drawn.npz", **drawn.stored(EPOCHS))
         learner = Learner(network, "student", {"test": source}, lambda batch: batch)
-        return write_result(workshop, target, learner, Fit(history, EPOCHS), training,
+        best = 1 + int(np.argmax([row["dev_accuracy"] for row in history]))
+        return write_result(workshop, target, learner, Fit(history, best), training,
                             backbone=recipe.inputs["backbone"])
 
     store.publish(folder.run_path(run), recipe.address, asdict(recipe), make)
